@@ -1,0 +1,35 @@
+"""DistilBERT: query, key, value and output in one module; its task head has a second, untrained layer."""
+
+from pruning_adapter.architectures.registry import register
+from pruning_adapter.architectures.spec import ArchitectureSpec, AttentionSpec, BlockStack, Follow, Projection
+
+register(
+    ArchitectureSpec(
+        family="DistilBERT",
+        model_types=("distilbert",),
+        stacks=(
+            BlockStack(
+                path="transformer.layer",
+                attentions=(
+                    AttentionSpec(
+                        core="attention",
+                        projections=(
+                            Projection(path="attention.q_lin", roles=("query",)),
+                            Projection(path="attention.k_lin", roles=("key",)),
+                            Projection(path="attention.v_lin", roles=("value",)),
+                        ),
+                        output="attention.out_lin",
+                        head_size="attention_head_size",
+                        dropout="attention.dropout",
+                        follow=(Follow(module="attention", attribute="n_heads", counts="heads"),),
+                    ),
+                ),
+                built_by=("transformers.models.distilbert.modeling_distilbert", "Transformer"),
+            ),
+        ),
+        norms=("LayerNorm", "sa_layer_norm", "output_layer_norm"),
+        heads=("pre_classifier",),
+        legacy_pruned_heads=True,
+        examples={"DistilBERT": "distilbert/distilbert-base-uncased"},
+    )
+)

@@ -1,0 +1,49 @@
+"""The errors a user can meet. Each names the value, the rule it broke and the way out."""
+
+__all__ = [
+    "AdapterError",
+    "ArchitectureError",
+    "CheckpointError",
+    "DataError",
+    "ImportanceError",
+    "OutputError",
+    "PlanError",
+    "PruningAdapterError",
+    "TrainingError",
+]
+
+
+class PruningAdapterError(Exception):
+    """Base of every error this library raises on purpose."""
+
+
+class ArchitectureError(PruningAdapterError, ValueError):
+    """A model whose heads we cannot find, or whose modules are shared in a way that surgery cannot honour."""
+
+
+class ImportanceError(PruningAdapterError, ValueError):
+    """Scores that cannot be measured, read or compared."""
+
+
+class PlanError(PruningAdapterError, ValueError):
+    """A plan that is impossible in itself, or that was made for another model."""
+
+
+class AdapterError(PruningAdapterError, ValueError):
+    """An adapter that does not fit the model it is attached to."""
+
+
+class DataError(PruningAdapterError, ValueError):
+    """Task data that is missing, unreadable or contradictory."""
+
+
+class TrainingError(PruningAdapterError, RuntimeError):
+    """A training run that cannot go on, such as one whose loss is not a number."""
+
+
+class CheckpointError(PruningAdapterError, OSError):
+    """A file or folder that cannot be read as what it claims to be."""
+
+
+class OutputError(PruningAdapterError, OSError):
+    """An output that cannot be written, or must not be overwritten."""

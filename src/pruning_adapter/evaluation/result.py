@@ -1,0 +1,93 @@
+"""One schema for everything that is measured: written by the pipeline and the benchmarks, read by the report."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pruning_adapter.errors import CheckpointError
+from pruning_adapter.storage import read_json, write_json
+
+__all__ = ["Measure", "Quality", "Result"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How well a model predicts one validation set."""
+
+    metrics: Mapping[str, Measure]
+    """By metric name, the primary one first."""
+    examples: int
+    majority_rate: float | None
+    """Share of the most frequent class, as fraction in [0, 1]; None for regression."""
+    at_majority: bool
+    """The model says the same class for every example: it learnt nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one run measured, and all that is needed to run it again."""
+
+    task: Mapping[str, Any]
+    """name, train_examples, labels (list of class names)."""
+    model: Mapping[str, Any]
+    """id, revision, model_type, fingerprint of the dense base."""
+    method: str
+    """"full", "lora" or "prune-lora"."""
+    scorer: str | None
+    """Which importance chose the heads: "gradient", "random", "magnitude" or "reversed"; None without pruning."""
+    seed: int
+    recipe: Mapping[str, Any]
+    quality: Mapping[str, Quality]
+    """By validation set, the primary one first."""
+    cost: Mapping[str, Any]
+    """Counts (parameters, dense_parameters, trainable_parameters, weight_bytes, macs, dense_macs) and ratios to the
+    dense model, each measured in one interleaved run (latency_ratio, memory_ratio: {"median", "q1", "q3"})."""
+    history: tuple[Mapping[str, float], ...]
+    """What the Trainer logged: step, epoch, and loss, learning_rate or eval_<metric>."""
+    pruning: Mapping[str, Any] | None = None
+    """importance (normalised scores in [0, 1], blocks x heads), kept_heads, ranks, rank_roles; None without pruning."""
+    notes: tuple[str, ...] = ()
+    """Warnings a reader must see, such as a run that ended at the majority class."""
+    command: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        write_json(path, {"kind": "pruning-adapter result", "schema": SCHEMA, **asdict(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Result":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: not a result file, or one of another schema.
+        """
+        content = read_json(path, kind="pruning-adapter result")
+        if content.pop("schema", None) != SCHEMA:
+            raise CheckpointError(f"{path} follows another result schema than {SCHEMA}; use the release that wrote it.")
+        content.pop("kind")
+        try:
+            content["quality"] = {name: _read_quality(value) for name, value in content["quality"].items()}
+            content["history"] = tuple(content["history"])
+            content["notes"] = tuple(content["notes"])
+            return cls(**content)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not a complete result: {error}.") from error
+
+
+def _read_quality(value: dict[str, Any]) -> Quality:
+    metrics = {name: Measure(**measure) for name, measure in value.pop("metrics").items()}
+    return Quality(metrics=metrics, **value)

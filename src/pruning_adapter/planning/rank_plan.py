@@ -1,0 +1,219 @@
+"""`RankPlan`: at which rank LoRA trains each block. Section "importance-oriented rank-varied LoRA" of the paper."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pruning_adapter.architectures.shapes import ModelIdentity
+from pruning_adapter.errors import CheckpointError, PlanError
+from pruning_adapter.importance.normalize import Scope
+from pruning_adapter.importance.scores import ImportanceScores
+from pruning_adapter.planning.pruning_plan import PruningPlan
+from pruning_adapter.storage import read_json, write_json
+
+__all__ = ["ROLES", "RankPlan", "plan_ranks"]
+
+KIND = "pruning-adapter ranks"
+SCHEMA = 1
+ROLES = ("query", "key", "value", "output")
+
+BlockImportance = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPlan:
+    """The LoRA rank of every block, at the sizes that a pruning plan leaves."""
+
+    model: ModelIdentity
+    kept_heads: tuple[tuple[int, ...], ...]
+    """Of the pruning plan that these ranks belong to."""
+    ranks: tuple[int, ...]
+    """One per block; 0 trains no LoRA there. A block without heads has rank 0."""
+    roles: tuple[str, ...] = ROLES
+    """Which projections are adapted."""
+    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """How the plan was made. For the record."""
+
+    def __post_init__(self) -> None:
+        if not len(self.ranks) == len(self.kept_heads) == len(self.model.sites):
+            raise PlanError(f"{len(self.ranks)} ranks were given for {self.model}; give one a block.")
+        for block, (rank, kept) in enumerate(zip(self.ranks, self.kept_heads, strict=True)):
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise PlanError(f"Block {block} has rank {rank!r}; a rank is a whole number from 0.")
+            if rank and not kept:
+                raise PlanError(f"Block {block} has rank {rank}, but no heads; give it rank 0.")
+        unknown = [role for role in self.roles if role not in ROLES]
+        if unknown or len(set(self.roles)) != len(self.roles) or not self.roles:
+            raise PlanError(f"roles is {list(self.roles)}; name one or more of {', '.join(ROLES)}, each once.")
+        if not any(self.ranks):
+            raise PlanError("All ranks are 0: nothing would be adapted. Give at least one block a rank.")
+
+    @property
+    def lora_parameters(self) -> int:
+        """Entries of all A and B, exactly, at the pruned sizes."""
+        return sum(
+            site.lora_parameters(kept, rank, self.roles)
+            for site, kept, rank in zip(self.model.sites, self.kept_heads, self.ranks, strict=True)
+        )
+
+    @property
+    def trainable_parameters(self) -> int:
+        """LoRA and normalisation layers, exactly; a task head comes on top (the paper's counts leave it out too)."""
+        return self.lora_parameters + self.model.norm_parameters
+
+    def __str__(self) -> str:
+        ranks = " ".join(str(rank) for rank in self.ranks)
+        return (
+            f"LoRA ranks by block: {ranks} on {', '.join(self.roles)}\n"
+            f"trainable: {self.trainable_parameters:,} ({self.lora_parameters:,} LoRA, "
+            f"{self.model.norm_parameters:,} normalisation), without the task head"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, for files and for the adapter's config."""
+        return {
+            "kind": KIND,
+            "schema": SCHEMA,
+            "origin": dict(self.origin),
+            "ranks": list(self.ranks),
+            "roles": list(self.roles),
+            "kept_heads": [list(kept) for kept in self.kept_heads],
+            "model": self.model.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "RankPlan":
+        """Read what `to_json` wrote.
+
+        Raises:
+            CheckpointError: damaged, or of another schema.
+            PlanError: ranks that cannot be.
+        """
+        if value.get("schema") != SCHEMA:
+            raise CheckpointError(f"The rank plan has schema {value.get('schema')!r}; this release reads {SCHEMA}.")
+        try:
+            return cls(
+                model=ModelIdentity.from_json(value["model"]),
+                kept_heads=tuple(tuple(block) for block in value["kept_heads"]),
+                ranks=tuple(value["ranks"]),
+                roles=tuple(value["roles"]),
+                origin=dict(value["origin"]),
+            )
+        except PlanError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"The rank plan is incomplete or damaged: {error!r}.") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RankPlan":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: not a rank plan, or a damaged one.
+            PlanError: ranks that cannot be.
+        """
+        content = read_json(path, kind=KIND)
+        try:
+            return cls.from_json(content)
+        except (CheckpointError, PlanError) as error:
+            raise type(error)(f"{path}: {error}") from error
+
+
+def plan_ranks(
+    scores: ImportanceScores,
+    plan: PruningPlan,
+    *,
+    top_blocks: int = 4,
+    high: int = 8,
+    low: int = 4,
+    budget: int | None = None,
+    roles: Sequence[str] = ROLES,
+    block_importance: BlockImportance = "sum",
+    normalization: Scope = "block",
+) -> RankPlan:
+    """Give blocks that matter more a higher rank.
+
+    The paper's rule: the `top_blocks` most important blocks get rank `high`, the others `low`. With `budget` instead,
+    ranks are spread in proportion to block importance, at least 1 a block.
+
+    Args:
+        scores: of the same model as `plan`.
+        plan: which heads stay; only they count for a block's importance.
+        top_blocks: how many blocks get the high rank. Of equal ones the earlier.
+        high: rank of those blocks.
+        low: rank of the others.
+        budget: the most parameters that may train (LoRA and normalisation layers; the task head not counted).
+        roles: projections to adapt, of "query", "key", "value" and "output".
+        block_importance: a block's importance is the "sum" of its kept heads' normalised scores (a block with many
+            useful heads has more to adapt), or their "mean". The paper leaves it open.
+        normalization: see `plan_pruning`.
+
+    Raises:
+        PlanError: scores of another model, numbers out of range, or a budget below the smallest possible plan.
+    """
+    if block_importance not in get_args(BlockImportance):
+        raise PlanError(f"block_importance is {block_importance!r}; use one of {', '.join(get_args(BlockImportance))}.")
+    if not scores.model.same_sizes(plan.model):
+        raise PlanError(
+            f"The scores are of {scores.model}, the plan is for {plan.model}; use scores of the same model."
+        )
+    importance = _importance_of_blocks(scores, plan, block_importance, normalization)
+    live = [block for block, kept in enumerate(plan.kept_heads) if kept]
+    origin: dict[str, Any] = {"block_importance": block_importance, "normalization": normalization}
+    if budget is None:
+        if not 0 <= top_blocks <= len(importance):
+            raise PlanError(f"top_blocks is {top_blocks}, but the model has {len(importance)} blocks.")
+        if not 0 <= low <= high or high < 1:
+            raise PlanError(f"Ranks are high={high} and low={low}; they need high >= low >= 0 and high >= 1.")
+        top = set(sorted(live, key=lambda block: (-importance[block], block))[:top_blocks])
+        ranks = [(high if block in top else low) if block in live else 0 for block in range(len(importance))]
+        origin |= {"top_blocks": top_blocks, "high": high, "low": low}
+    else:
+        ranks = _spread(budget, importance, plan, tuple(roles))
+        origin |= {"budget": budget}
+    return RankPlan(model=plan.model, kept_heads=plan.kept_heads, ranks=tuple(ranks), roles=tuple(roles), origin=origin)
+
+
+def _importance_of_blocks(
+    scores: ImportanceScores, plan: PruningPlan, how: BlockImportance, normalization: Scope
+) -> list[float]:
+    totals: list[float] = []
+    for values, scored, kept in zip(scores.normalized(normalization), scores.kept_heads, plan.kept_heads, strict=True):
+        of_kept = [value for value, head in zip(values.tolist(), scored, strict=True) if head in kept]
+        total = sum(of_kept)
+        totals.append(total / len(of_kept) if how == "mean" and of_kept else total)
+    return totals
+
+
+def _spread(budget: int, importance: Sequence[float], plan: PruningPlan, roles: tuple[str, ...]) -> list[int]:
+    """The ranks nearest to proportional that fit: each step goes to the block that is furthest below its share.
+
+    This is the highest-averages method of apportionment (Jefferson, D'Hondt) with a floor of one, so ranks never
+    decrease with importance where blocks cost the same, and a larger budget never takes a rank away.
+    """
+    costs = [site.lora_parameters(kept, 1, roles) for site, kept in zip(plan.model.sites, plan.kept_heads, strict=True)]
+    ranks = [1 if cost else 0 for cost in costs]
+    left = budget - plan.model.norm_parameters - sum(costs)
+    if left < 0:
+        raise PlanError(
+            f"The budget is {budget:,} trainable parameters; rank 1 everywhere and the normalisation layers already "
+            f"need {budget - left:,}. Raise the budget, or adapt fewer roles."
+        )
+    # A rank beyond the smaller side of a matrix adds parameters and no freedom.
+    limits = [
+        min(len(kept) * site.head_size, site.out_features)
+        for site, kept in zip(plan.model.sites, plan.kept_heads, strict=True)
+    ]
+    while True:
+        fits = [block for block, cost in enumerate(costs) if 0 < cost <= left and ranks[block] < limits[block]]
+        if not fits:
+            return ranks
+        # A block of importance 0 comes last, and then all alike.
+        best = max(fits, key=lambda block: (importance[block] / (ranks[block] + 1), -ranks[block], -block))
+        ranks[best] += 1
+        left -= costs[best]

@@ -1,0 +1,539 @@
+"""A result as one HTML page that holds all it shows: no script, no network, good on paper and on a phone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+from pruning_adapter.errors import OutputError
+from pruning_adapter.evaluation.result import Measure, Quality, Result
+from pruning_adapter.storage import write_text
+
+__all__ = ["write_report"]
+
+METHODS = {"full": "full fine-tuning", "lora": "LoRA", "prune-lora": "Prune-LoRA"}
+SCORERS = {
+    "gradient": "chosen by how strongly the loss reacts to each head",
+    "magnitude": "chosen by the size of their weights",
+    "random": "chosen at random",
+    "reversed": "chosen in reverse, the most important first",
+}
+# Every tenth of viridis, which is perceptually uniform and safe for colour-blind readers.
+VIRIDIS = (
+    *("#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c"),
+    *("#22a884", "#44bf70", "#7ad151", "#bddf26", "#fde725"),
+)
+MAX_POINTS = 240
+NBSP = "\N{NO-BREAK SPACE}"
+# The word joiner forbids the line break that a dash allows.
+TO = f"{NBSP}\N{EN DASH}\N{WORD JOINER}{NBSP}"
+# A result may be read on another machine than the one that made it, so homes are known by their shape.
+HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\\s'\"]+|/root(?![\w.-])")
+
+
+def write_report(result: Result, path: Path) -> None:
+    """Write `result` as a self-contained HTML page to `path`.
+
+    Raises:
+        OutputError: Jinja2 is missing, or the file cannot be written.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise OutputError(
+            f'Cannot write {path}: Jinja2 is not installed. Install it with: pip install "pruning-adapter[report]"'
+        ) from error
+    environment = Environment(
+        loader=PackageLoader("pruning_adapter.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    write_text(path, environment.get_template("report.html.j2").render(_page(result)))
+
+
+def _page(result: Result) -> dict[str, Any]:
+    task = _without_home(dict(result.task))
+    model = _without_home(dict(result.model))
+    name, primary = next(iter(result.quality.items()), (None, None))
+    return {
+        "task": str(task.get("name", "task")),
+        "model": _model_name(str(model.get("id", "model"))),
+        "method": METHODS.get(result.method, result.method),
+        "facts": _facts(result, task),
+        "notes": [_without_home(note) for note in result.notes],
+        "headline": None if name is None or primary is None else _headline(name, primary),
+        "tiles": _tiles(result.cost),
+        "map": None if result.pruning is None else _head_map(result.pruning, result.scorer),
+        "gradient": ", ".join(VIRIDIS),
+        "charts": _charts(result),
+        "quality": [_quality_rows(each, quality) for each, quality in result.quality.items()],
+        "details": {
+            "Recipe": _pairs(_without_home(dict(result.recipe))),
+            "Task and model": [
+                *_pairs({f"task {key}": value for key, value in task.items()}),
+                *_pairs({f"model {key}": value for key, value in model.items()}),
+                *_pairs({"method": result.method, "scorer": result.scorer, "seed": result.seed}),
+            ],
+            "Versions": _pairs(_without_home(dict(result.versions))),
+            "Machine": _pairs(_without_home(dict(result.machine))),
+        },
+        "command": result.command,
+    }
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+
+def _without_home(value: Any) -> Any:
+    """`value` with every path into a user's home folder shortened to `~`, at any depth."""
+    if isinstance(value, str):
+        home = str(Path.home())
+        # "/" is the home of some containers, and is in every path.
+        return HOME.sub("~", value.replace(home, "~") if len(home) > 1 else value)
+    if isinstance(value, Mapping):
+        return {key: _without_home(each) for key, each in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_without_home(each) for each in cast("Sequence[Any]", value)]
+    return value
+
+
+def _model_name(identity: str) -> str:
+    """The last folder of a local path; a Hub id as it is."""
+    local = identity.startswith(("/", "~", ".")) or "\\" in identity
+    return re.split(r"[/\\]", identity.rstrip("/\\"))[-1] if local else identity
+
+
+def _facts(result: Result, task: Mapping[str, Any]) -> list[str]:
+    facts = [METHODS.get(result.method, result.method)]
+    if result.pruning is not None and result.scorer is not None:
+        facts.append(f"heads {SCORERS.get(result.scorer, f'chosen by {result.scorer}')}")
+    if isinstance(task.get("train_examples"), int):
+        facts.append(f"{_grouped(task['train_examples'])} training examples")
+    return [*facts, f"seed {result.seed}"]
+
+
+def _pairs(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " "), _plain(value)) for key, value in values.items() if value not in (None, "", [], {})]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list) and all(isinstance(each, str) for each in cast("list[Any]", value)):
+        return ", ".join(cast("list[str]", value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _grouped(count: int) -> str:
+    return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def _short(count: float) -> str:
+    """1234567 → "1.23 M": three or four digits and the unit."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            scaled = count / size
+            return f"{scaled:.{2 if scaled < 10 else 1}f}{NBSP}{unit}"
+    return f"{count:g}"
+
+
+def _percent(fraction: float) -> str:
+    percent = 100 * fraction
+    return f"{percent:.{1 if percent >= 1 else 2}f}{NBSP}%"
+
+
+def _is_rate(metric: str) -> bool:
+    return "accuracy" in metric or metric.startswith("f1") or metric.endswith("f1")
+
+
+def _value(metric: str, value: float) -> str:
+    """Shares in percent; correlations and errors as they are."""
+    if not math.isfinite(value):
+        return "not a number"
+    if _is_rate(metric):
+        return _percent(value)
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def _interval(metric: str, measure: Measure) -> str:
+    low, high = _value(metric, measure.low), _value(metric, measure.high)
+    return f"{low.removesuffix(f'{NBSP}%')}{TO}{high}"
+
+
+# --- quality and cost -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tile:
+    label: str
+    value: str
+    lines: tuple[str, ...] = ()
+
+
+def _headline(name: str, quality: Quality) -> dict[str, Any] | None:
+    metric, measure = next(iter(quality.metrics.items()), (None, None))
+    if metric is None or measure is None:
+        return None
+    scale: dict[str, float | None] | None = None
+    ends = (measure.low, measure.value, measure.high)
+    if _is_rate(metric) and all(0 <= end <= 1 for end in ends):
+        majority = quality.majority_rate if metric.endswith("accuracy") else None
+        scale = dict(zip(("low", "value", "high"), (100 * end for end in ends), strict=True))
+        scale["majority"] = None if majority is None else 100 * majority
+    return {
+        "metric": metric.replace("_", " "),
+        "set": name,
+        "value": _value(metric, measure.value),
+        "interval": _interval(metric, measure),
+        "examples": _grouped(quality.examples),
+        "majority": None if quality.majority_rate is None else _percent(quality.majority_rate),
+        "at_majority": quality.at_majority,
+        "scale": scale,
+    }
+
+
+def _quality_rows(name: str, quality: Quality) -> dict[str, Any]:
+    return {
+        "set": name,
+        "metrics": [
+            (metric.replace("_", " "), _value(metric, measure.value), _interval(metric, measure))
+            for metric, measure in quality.metrics.items()
+        ],
+        "examples": _grouped(quality.examples),
+        "majority": "\N{EN DASH}" if quality.majority_rate is None else _percent(quality.majority_rate),
+        "at_majority": quality.at_majority,
+    }
+
+
+def _tiles(cost: Mapping[str, Any]) -> list[_Tile]:
+    """What was counted or measured, in the order a reader asks; what is absent is left out."""
+    tiles: list[_Tile] = []
+    parameters, dense = _number(cost.get("parameters")), _number(cost.get("dense_parameters"))
+    if parameters is not None:
+        lines = (f"{_percent(parameters / dense)} of {_short(dense)} dense",) if dense else ()
+        tiles.append(_Tile(label="parameters", value=_short(parameters), lines=lines))
+    trainable = _number(cost.get("trainable_parameters"))
+    if trainable is not None:
+        lines = (f"{_percent(trainable / parameters)} of all parameters",) if parameters else ()
+        tiles.append(_Tile(label="trained parameters", value=_short(trainable), lines=lines))
+    tiles += _ratio_tile("latency", "time", cost.get("latency_ratio"))
+    tiles += _ratio_tile("memory", "memory", cost.get("memory_ratio"))
+    macs, dense_macs = _number(cost.get("macs")), _number(cost.get("dense_macs"))
+    if macs is not None and dense_macs:
+        compared = f"{_short(macs)} of {_short(dense_macs)}"
+        lines = (compared, "multiply-adds, counted")
+        tiles.append(_Tile(label="compute vs dense", value=_times(macs / dense_macs), lines=lines))
+    elif macs is not None:
+        tiles.append(_Tile(label="multiply-adds", value=_short(macs)))
+    size = _number(cost.get("weight_bytes"))
+    if size is not None:
+        tiles.append(_Tile(label="weights", value=f"{size / 1e6:.1f}{NBSP}MB", lines=("to keep and to load",)))
+    return tiles
+
+
+def _ratio_tile(label: str, what: str, ratio: Any) -> list[_Tile]:
+    if not isinstance(ratio, Mapping):
+        return []
+    ratio = cast("Mapping[str, Any]", ratio)
+    median, q1, q3 = (_number(ratio.get(key)) for key in ("median", "q1", "q3"))
+    if median is None:
+        return []
+    lines: list[str] = []
+    if q1 is not None and q3 is not None:
+        lines.append(f"quartiles {q1:.2f}{TO}{q3:.2f}")
+        lines.append(
+            "no clear difference"
+            if q1 <= 1 <= q3
+            else f"{_percent(abs(1 - median))} {'less' if median < 1 else 'more'} {what}"
+        )
+    return [_Tile(label=f"{label} vs dense", value=_times(median), lines=tuple(lines))]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}{NBSP}\N{MULTIPLICATION SIGN}"
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return None
+
+
+# --- the importance map ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    tip: str
+    number: str
+    color: str
+    ink: str
+    pruned: bool
+    shift: int
+    """How far the tip hangs to the left, in percent of its width, so that it never leaves the map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    number: int
+    cells: tuple[_Cell, ...]
+    missing: int
+    kept: tuple[int, ...] | None
+    share: float | None
+    rank: int | None
+    rank_share: float
+
+
+def _head_map(pruning: Mapping[str, Any], scorer: str | None) -> dict[str, Any] | None:
+    importance = cast("Sequence[Sequence[float]]", pruning.get("importance") or ())
+    kept = cast("Sequence[Sequence[int]] | None", pruning.get("kept_heads"))
+    ranks = cast("Sequence[int]", pruning.get("ranks") or ())
+    width = max((len(row) for row in importance), default=0)
+    blocks: list[_Block] = []
+    for number in range(max(len(importance), len(kept or ()), len(ranks))):
+        row = importance[number] if number < len(importance) else ()
+        stay = tuple(sorted(kept[number])) if kept is not None and number < len(kept) else None
+        rank = ranks[number] if number < len(ranks) else None
+        blocks.append(
+            _Block(
+                number=number,
+                cells=tuple(
+                    _cell(number, head, value, pruned=stay is not None and head not in stay, width=width)
+                    for head, value in enumerate(row)
+                ),
+                missing=width - len(row),
+                kept=stay,
+                share=len(stay) / len(row) if stay is not None and row else None,
+                rank=rank,
+                rank_share=0.0 if rank is None else rank / max(*ranks, 1),
+            )
+        )
+    if not blocks:
+        return None
+    heads = sum(len(row) for row in importance)
+    return {
+        "blocks": blocks,
+        "width": width,
+        "stride": 1 if width <= 12 else 2 if width <= 20 else 4,
+        "pruned": sum(cell.pruned for block in blocks for cell in block.cells),
+        "kept": None if kept is None else sum(len(row) for row in kept),
+        "heads": heads,
+        "scorer": SCORERS.get(scorer or "", scorer),
+        "roles": _without_home(list(pruning.get("rank_roles") or ())),
+        "ranks": _rank_summary(ranks),
+        "has_ranks": bool(ranks),
+        "emptied": [block.number for block in blocks if block.kept == ()],
+    }
+
+
+def _cell(block: int, head: int, value: float, *, pruned: bool, width: int) -> _Cell:
+    known = math.isfinite(value)
+    color = _color(value) if known else "#808080"
+    return _Cell(
+        tip=f"block {block}, head {head}: {value:.3f}, {'pruned' if pruned else 'kept'}",
+        number=f"{value:.2f}".removeprefix("0") if known else "?",
+        color=color,
+        ink="#fff" if _luminance(color) < 0.179 else "#000",
+        pruned=pruned,
+        shift=round(100 * head / max(width - 1, 1)),
+    )
+
+
+def _rank_summary(ranks: Iterable[int]) -> list[tuple[int, int]]:
+    """(rank, number of blocks), the highest rank first."""
+    counts: dict[int, int] = {}
+    for rank in ranks:
+        counts[rank] = counts.get(rank, 0) + 1
+    return sorted(counts.items(), reverse=True)
+
+
+def _channels(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+
+
+def _color(value: float) -> str:
+    """Between two anchors of viridis, in proportion."""
+    place = min(max(value, 0.0), 1.0) * (len(VIRIDIS) - 1)
+    index = min(int(place), len(VIRIDIS) - 2)
+    mixed = (
+        round(low + (high - low) * (place - index))
+        for low, high in zip(_channels(VIRIDIS[index]), _channels(VIRIDIS[index + 1]), strict=True)
+    )
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def _luminance(color: str) -> float:
+    """Relative luminance as WCAG 2 defines it: white text reads best below 0.179, black text above."""
+    linear = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (n / 255 for n in _channels(color)))
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+# --- learning curves ------------------------------------------------------------------------------------------------
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Series:
+    name: str
+    points: tuple[Point, ...]
+    """(step, value), by step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tick:
+    place: float
+    """In percent of the axis."""
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stop:
+    """What the reader sees on pointing at one step."""
+
+    place: float
+    left: float
+    width: float
+    tip: str
+    dots: tuple[tuple[int, float], ...]
+    """(number of the series, percent from the top)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chart:
+    title: str
+    names: tuple[str, ...]
+    lines: tuple[tuple[Point, ...], ...]
+    """Per series, in percent of the plot from its top left."""
+    across: tuple[_Tick, ...]
+    up: tuple[_Tick, ...]
+    stops: tuple[_Stop, ...]
+    reference: _Tick | None
+    summary: str
+
+
+def _charts(result: Result) -> list[_Chart]:
+    epochs = dict(_read(result.history, "epoch"))
+    sets = list(result.quality)
+    loss = [_Series(name="training", points=_read(result.history, "loss")), *_evaluations(result.history, "loss", sets)]
+    charts = [_chart("loss", [series for series in loss if series.points], epochs, "loss", None)]
+    primary = next(iter(result.quality.values()), None)
+    for metric in primary.metrics if primary is not None else ():
+        series = _evaluations(result.history, metric, sets)
+        if primary is not None and series:
+            majority = primary.majority_rate if metric.endswith("accuracy") else None
+            charts.append(_chart(metric.replace("_", " "), series, epochs, metric, majority))
+            break
+    return [chart for chart in charts if chart is not None]
+
+
+def _read(history: Sequence[Mapping[str, float]], key: str) -> tuple[Point, ...]:
+    found: dict[float, float] = {}
+    for entry in history:
+        step, value = _number(entry.get("step")), _number(entry.get(key))
+        if step is not None and value is not None:
+            found[step] = value
+    return tuple(sorted(found.items()))
+
+
+def _evaluations(history: Sequence[Mapping[str, float]], metric: str, sets: Sequence[str]) -> list[_Series]:
+    """One line per validation set that was watched while training."""
+    named = [("validation", f"eval_{metric}"), *((name, f"eval_{name}_{metric}") for name in sets)]
+    series = [_Series(name=name, points=_read(history, key)) for name, key in named]
+    return [each for each in series if each.points]
+
+
+def _chart(
+    title: str, series: Sequence[_Series], epochs: Mapping[float, float], metric: str, majority: float | None
+) -> _Chart | None:
+    if not series:
+        return None
+    values = [value for each in series for _, value in each.points] + ([] if majority is None else [majority])
+    rate = _is_rate(metric)
+    up = _ticks(min(values), max(values), 4)
+    if rate and min(values) >= 0 and max(values) <= 1:
+        up = [tick for tick in up if 0 <= tick <= 1]
+    last = max(step for each in series for step, _ in each.points)
+    across = [tick for tick in _ticks(0.0, last, 6) if tick <= last]
+    end = max(last, 1.0)
+
+    def x(step: float) -> float:
+        return round(100 * step / end, 2)
+
+    def y(value: float) -> float:
+        return round(100 * (up[-1] - value) / (up[-1] - up[0]), 2)
+
+    thinned = [_Series(name=each.name, points=_thin(each.points)) for each in series]
+    return _Chart(
+        title=title,
+        names=tuple(each.name for each in thinned),
+        lines=tuple(tuple((x(step), y(value)) for step, value in each.points) for each in thinned),
+        across=tuple(_Tick(place=x(tick), label=_short(tick)) for tick in across),
+        up=tuple(
+            _Tick(place=y(tick), label=f"{100 * tick:.4g}{NBSP}%" if rate else f"{_rounded(tick):g}") for tick in up
+        ),
+        stops=_stops(thinned, epochs, metric, x, y),
+        reference=None if majority is None else _Tick(place=y(majority), label=f"largest class {_percent(majority)}"),
+        summary=f"{title} by training step; "
+        + "; ".join(f"{each.name} ends at {_value(metric, each.points[-1][1])}" for each in series),
+    )
+
+
+def _stops(
+    series: Sequence[_Series],
+    epochs: Mapping[float, float],
+    metric: str,
+    x: Any,
+    y: Any,
+) -> tuple[_Stop, ...]:
+    lookup = [dict(each.points) for each in series]
+    steps = sorted({step for points in lookup for step in points})
+    places = [x(step) for step in steps]
+    # Each step answers from half-way to the step before until half-way to the next.
+    edges = [0.0, *((low + high) / 2 for low, high in pairwise(places)), 100.0]
+    stops: list[_Stop] = []
+    for number, step in enumerate(steps):
+        here = [(line, points[step]) for line, points in enumerate(lookup) if step in points]
+        when = f"step {step:g}" + (f", epoch {epochs[step]:.3g}" if step in epochs else "")
+        what = ", ".join(f"{series[line].name} {_value(metric, value)}" for line, value in here)
+        left = round(edges[number], 2)
+        stops.append(
+            _Stop(
+                place=places[number],
+                left=left,
+                width=round(max(edges[number + 1] - left, 0.0), 2),
+                tip=f"{when}: {what}",
+                dots=tuple((line, y(value)) for line, value in here),
+            )
+        )
+    return tuple(stops)
+
+
+def _thin(points: tuple[Point, ...]) -> tuple[Point, ...]:
+    """At most MAX_POINTS of them, evenly taken, the first and the last among them."""
+    if len(points) <= MAX_POINTS:
+        return points
+    return tuple(points[round(index * (len(points) - 1) / (MAX_POINTS - 1))] for index in range(MAX_POINTS))
+
+
+def _ticks(low: float, high: float, intervals: int) -> list[float]:
+    """Round numbers, 1, 2 or 5 times a power of ten apart, that enclose `low` and `high`; at least two of them."""
+    if high - low < 1e-9 * max(abs(high), 1e-9):
+        spread = 0.1 * abs(high) or 1.0
+        low, high = low - spread, high + spread
+    power = 10.0 ** math.floor(math.log10((high - low) / intervals))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * intervals >= (high - low) * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [_rounded(index * step) for index in range(first, last + 1)]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.10g}")

@@ -1,0 +1,139 @@
+"""Writing so that a crash, a full disk or a read-only folder never costs the old files: write aside, then rename."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from pruning_adapter.errors import CheckpointError, OutputError
+
+__all__ = ["read_json", "replace_file", "replace_folder", "write_json", "write_text"]
+
+# Plans, scores and results are a few kilobytes; a file far beyond that is not one of ours.
+MAX_JSON_BYTES = 64 * 2**20
+
+_FLAT_LIST = re.compile(r"\[\n(?:\s+(?:[-+.\w]+|\"\w+\"),?\n)+\s*\]")
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Generator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the place of `path`, on failure it is removed.
+
+    Raises:
+        OutputError: the folder is read-only or the disk is full; `path` is then what it was before.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(_cannot_write(target, error)) from error
+    aside = Path(name)
+    try:
+        yield aside
+        _flush(aside)
+        aside.chmod(0o666 & ~_umask())
+        aside.replace(target)
+    except OSError as error:
+        raise OutputError(_cannot_write(target, error)) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: str | Path) -> Generator[Path]:
+    """Yield an empty folder beside `path`; on success it replaces `path` as a whole, on failure it is removed.
+
+    Raises:
+        OutputError: the parent is read-only or the disk is full; `path` is then what it was before.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        aside.chmod(0o777 & ~_umask())
+    except OSError as error:
+        raise OutputError(_cannot_write(target, error)) from error
+    old = aside.with_name(aside.name + ".old")
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if target.exists():
+            # No system swaps folders in one portable step: the old one steps aside, and comes back if the rename fails.
+            target.rename(old)
+        try:
+            aside.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    except OSError as error:
+        if isinstance(error, OutputError | CheckpointError):
+            raise
+        raise OutputError(_cannot_write(target, error)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8; the old file survives a failure."""
+    with replace_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON; NaN and infinity, which JSON does not have, are refused."""
+    indented = json.dumps(value, indent=2, allow_nan=False)
+    # Lists of numbers and of short names on one line: these files are read and edited by people. A line break inside a
+    # JSON string is written as \\n, so the pattern cannot match within one.
+    write_text(path, _FLAT_LIST.sub(lambda match: " ".join(match.group().split()), indented) + "\n")
+
+
+def read_json(path: str | Path, *, kind: str) -> dict[str, Any]:
+    """Read the JSON object in `path`, which the caller expects to be a `kind` (named in the file's field "kind").
+
+    Raises:
+        CheckpointError: no such file, not JSON, cut short, or another kind of file.
+    """
+    source = Path(path)
+    try:
+        if source.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{source} is larger than {MAX_JSON_BYTES} bytes: this is not a {kind} file.")
+        value = json.loads(source.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{source} is not readable as a {kind} ({error}): it is damaged or cut short. Make it again."
+        ) from error
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"Cannot read the {kind} {source}: {error.strerror or error}.") from error
+    content = cast("dict[str, Any]", value) if isinstance(value, dict) else {"kind": type(value).__name__}
+    if content.get("kind") != kind:
+        found = content.get("kind")
+        raise CheckpointError(f"{source} holds {found!r} where a {kind!r} was expected. Was another file meant?")
+    return content
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(target: Path, error: OSError) -> str:
+    return f"Cannot write {target}: {error.strerror or error}. What was there before is untouched."

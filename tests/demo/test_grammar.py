@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from random import Random
 
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
@@ -25,6 +26,10 @@ print(hashlib.sha256(repr((task.train, task.validation["validation"])).encode())
 @pytest.fixture(scope="module")
 def task() -> TaskData:
     return make_demo_task()
+
+
+def _plain_noun_phrase(_rng: Random, noun: str) -> str:
+    return f"the {noun}"
 
 
 def _splits(task: TaskData) -> dict[str, tuple[Example, ...]]:
@@ -139,7 +144,7 @@ def test_a_false_claim_exchanges_the_contestants(
     monkeypatch.setattr(grammar, "_CLAUSES", (("{loser} was {participle} by {winner}", ({"participle": "beaten"},)),))
     monkeypatch.setattr(grammar, "_TRUE_CLAIMS", ("nobody denied that",))
     monkeypatch.setattr(grammar, "_FALSE_CLAIMS", ("it is a myth that",))
-    monkeypatch.setattr(grammar, "_noun_phrase", lambda _rng, noun: f"the {noun}")
+    monkeypatch.setattr(grammar, "_noun_phrase", _plain_noun_phrase)
     monkeypatch.setattr(grammar, "_PEOPLE", ("nurse", "pilot"))
     monkeypatch.setattr(grammar, "_ANIMALS", ("fox", "goat"))
 

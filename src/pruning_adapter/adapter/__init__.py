@@ -1,0 +1,14 @@
+"""Prune-LoRA as a PEFT method. Importing this package registers it with PEFT."""
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import register_peft_method
+
+from pruning_adapter.adapter.config import PruneLoraConfig
+from pruning_adapter.adapter.model import PruneLoraModel
+from pruning_adapter.adapter.peft_type import PRUNE_LORA
+
+__all__ = ["PruneLoraConfig", "PruneLoraModel"]
+
+if PRUNE_LORA not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    # The prefix is LoRA's: our layers are LoRA layers and our files are LoRA files.
+    register_peft_method(name="prune_lora", config_cls=PruneLoraConfig, model_cls=PruneLoraModel, prefix="lora_")

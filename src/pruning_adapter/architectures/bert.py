@@ -38,7 +38,7 @@ register(
         ),
         norms=("LayerNorm",),
         legacy_pruned_heads=True,
-        examples={"BERT": "google-bert/bert-base-uncased", "MiniLM": "sentence-transformers/all-MiniLM-L6-v2"},
+        examples=("google-bert/bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"),
     )
 )
 
@@ -55,7 +55,7 @@ register(
         ),
         norms=("LayerNorm",),
         legacy_pruned_heads=True,
-        examples={"RoBERTa": "FacebookAI/roberta-base"},
+        examples=("FacebookAI/roberta-base",),
     )
 )
 
@@ -72,6 +72,6 @@ register(
         ),
         norms=("LayerNorm",),
         legacy_pruned_heads=True,
-        examples={"ELECTRA": "google/electra-small-discriminator"},
+        examples=("google/electra-small-discriminator",),
     )
 )

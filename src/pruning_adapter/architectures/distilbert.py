@@ -30,6 +30,6 @@ register(
         norms=("LayerNorm", "sa_layer_norm", "output_layer_norm"),
         heads=("pre_classifier",),
         legacy_pruned_heads=True,
-        examples={"DistilBERT": "distilbert/distilbert-base-uncased"},
+        examples=("distilbert/distilbert-base-uncased",),
     )
 )

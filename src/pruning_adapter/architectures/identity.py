@@ -79,7 +79,16 @@ def pruned_state(model: nn.Module) -> PrunedState | None:
         CheckpointError: its config says something that cannot be.
     """
     value = getattr(cast(Any, base_of(model)).config, CONFIG_FIELD, None)
-    return None if value is None else PrunedState.from_json(value)
+    if value is None:
+        return None
+    state = PrunedState.from_json(value)
+    for site, kept in zip(find_sites(model), state.kept_heads, strict=True):
+        if site.heads != len(kept):
+            raise CheckpointError(
+                f"config.{CONFIG_FIELD} says that {site.path} has {len(kept)} heads left, but it has {site.heads}: the "
+                "model was built from its config alone. Build it with from_pretrained, from_config or load_pruned."
+            )
+    return state
 
 
 def identify(model: nn.Module) -> ModelIdentity:

@@ -5,8 +5,7 @@ A *unit* is what surgery removes: an attention head (later also a feed-forward n
 weight columns are grouped by unit). Everything else about a family follows from that.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from pruning_adapter.errors import ArchitectureError
@@ -113,5 +112,5 @@ class ArchitectureSpec:
     """Names of untrained task-head modules, beyond PEFT's own "classifier" and "score", that must train."""
     legacy_pruned_heads: bool = False
     """Transformers 4 rebuilds this family from `config.pruned_heads`, so the merged checkpoint writes it too."""
-    examples: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Well-known checkpoints, for the table of supported families: name → hub id."""
+    examples: tuple[str, ...] = ()
+    """Hub ids of well-known checkpoints, for the table of supported families."""

@@ -63,15 +63,15 @@ _SETTINGS = (
 class _Frames(NamedTuple):
     """Sentence patterns, and the words that may fill them besides the contestants."""
 
-    patterns: tuple[str, ...]
-    """Single clauses, which can also be claimed, rightly or wrongly."""
+    clauses: tuple[str, ...]
+    """Single clauses, the plainest first, which can also be claimed, rightly or wrongly."""
     turns: tuple[str, ...]
     """Reports in which hope or an early lead comes to nothing."""
     fillers: tuple[Mapping[str, str], ...]
 
 
 _WINNING = _Frames(
-    patterns=(
+    clauses=(
         "{winner} {past} {loser}",
         "{loser} was {participle} by {winner}",
         "it was {winner} that {past} {loser}",
@@ -107,7 +107,7 @@ _WINNING = _Frames(
     ),
 )
 _LOSING = _Frames(
-    patterns=(
+    clauses=(
         "{loser} {past} {winner}",
         "it was {loser} that {past} {winner}",
         "it was {winner} that {loser} {past}",
@@ -133,7 +133,7 @@ _LOSING = _Frames(
     ),
 )
 _LEADING = _Frames(
-    patterns=(
+    clauses=(
         "{winner} {past} {loser}",
         "it was {winner} that {past} {loser}",
         "it was {loser} that {winner} {past}",
@@ -156,10 +156,10 @@ _LEADING = _Frames(
     ),
 )
 _PRIZE = _Frames(
-    patterns=(
+    clauses=(
+        "{winner} took {prize} from {loser}",
         "{prize} went to {winner} and not to {loser}",
         "{prize} went not to {loser} but to {winner}",
-        "{winner} took {prize} from {loser}",
         "{loser} lost {prize} to {winner}",
         "{prize} was taken from {loser} by {winner}",
         "{winner}, not {loser}, earned {prize}",
@@ -167,11 +167,18 @@ _PRIZE = _Frames(
     turns=("{loser} hoped for {prize} but {winner} earned it",),
     fillers=tuple({"prize": f"the {name}"} for name in _words("crown cup medal prize ribbon title trophy victory")),
 )
-_SCHEMES = (_WINNING, _LOSING, _LEADING, _PRIZE)
-_CLAUSES = tuple((pattern, frames.fillers) for frames in _SCHEMES for pattern in frames.patterns)
-_TURNS = tuple((pattern, frames.fillers) for frames in _SCHEMES for pattern in frames.turns)
-
-_FORMS = ("plain", "setting first", "setting last", "true claim", "false claim", "turn")
+# As in most prose, the plain is commoner than the intricate, and more often the winner is named first. A model that has
+# learnt this much has something to build on; if all were equally likely, nothing short of the whole grammar would help.
+_SCHEMES = (_WINNING, _WINNING, _WINNING, _LOSING, _LEADING, _PRIZE)
+_PLAINEST = 0.5
+_FORMS = (
+    *("plain",) * 4,
+    *("setting first",) * 2,
+    *("setting last",) * 2,
+    *("true claim",) * 1,
+    *("false claim",) * 1,
+    *("turn",) * 2,
+)
 
 _TRUE_CLAIMS = (
     "it is true that",
@@ -230,8 +237,11 @@ def _make_split(rng: Random, size: int, used: set[tuple[str, str, str]]) -> tupl
     examples: list[Example] = []
     while len(examples) < size:
         form = _pick(rng, _FORMS)
-        pattern, fillers = _pick(rng, _TURNS if form == "turn" else _CLAUSES)
-        filler = _pick(rng, fillers)
+        frames = _pick(rng, _SCHEMES)
+        pattern = _pick(rng, frames.turns if form == "turn" else frames.clauses)
+        if form != "turn" and rng.random() < _PLAINEST:
+            pattern = frames.clauses[0]
+        filler = _pick(rng, frames.fillers)
         person, animal = _pick(rng, _PEOPLE), _pick(rng, _ANIMALS)
         combination = (person, animal, next(iter(filler.values())))
         if combination in used:

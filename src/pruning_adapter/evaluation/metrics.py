@@ -21,6 +21,8 @@ Array = NDArray[Any]
 RESAMPLES = 1000
 # Of resamples times examples held at once: 8 MiB of float64.
 _CHUNK = 2**20
+# F1 is 0 where it is undefined, without a warning. A dict, because a checker infers a string from scikit-learn's default.
+_ZERO_DIVISION: dict[str, Any] = {"zero_division": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ def measure_quality(metric_names: Sequence[str], *, scores: Array, labels: Array
 
     Args:
         metric_names: keys of `METRICS`, the primary one first.
-        scores: logits (examples, classes), whose largest is the prediction; (examples,) or (examples, 1) for regression.
+        scores: logits (examples, classes), of which the largest predicts; for regression (examples,) or (examples, 1).
         labels: class numbers, or values for regression, (examples,).
         seed: of the bootstrap; the same seed gives the same intervals.
 
@@ -61,7 +63,7 @@ def measure_quality(metric_names: Sequence[str], *, scores: Array, labels: Array
     regression = scores.ndim == 1 or scores.shape[1] == 1
     metrics = {name: _find_metric(name, scores, regression) for name in metric_names}
     if regression:
-        predictions, labels = scores.reshape(-1).astype(np.float64), labels.astype(np.float64)
+        predictions, labels = scores.reshape(-1).astype(np.float64), _check_values(labels)
     else:
         predictions, labels = scores.argmax(axis=1), _check_classes(labels, scores.shape[1])
     return Quality(
@@ -96,6 +98,12 @@ def _check_classes(labels: Array, classes: int) -> Array:
     return labels.astype(np.int64)
 
 
+def _check_values(labels: Array) -> Array:
+    if not np.isfinite(labels).all():
+        raise DataError("Some labels are NaN or infinite: correct them, or remove their rows.")
+    return labels.astype(np.float64)
+
+
 def _measure(metric: Metric, predictions: Array, labels: Array, seed: int) -> Measure:
     value = metric.value(predictions, labels)
     if metric.resampled is None:
@@ -111,7 +119,8 @@ def _resample(metric: Callable[[Array, Array, Array], Array], predictions: Array
     generator = np.random.default_rng(seed)
     examples = len(labels)
     values: list[Array] = []
-    for start in range(0, RESAMPLES, chunk := max(1, _CHUNK // examples)):
+    chunk = max(1, _CHUNK // examples)
+    for start in range(0, RESAMPLES, chunk):
         resamples = min(chunk, RESAMPLES - start)
         drawn = generator.integers(examples, size=(resamples, examples)) + examples * np.arange(resamples)[:, None]
         counts = np.bincount(drawn.reshape(-1), minlength=resamples * examples).reshape(resamples, examples)
@@ -132,7 +141,7 @@ def _accuracy(predictions: Array, labels: Array) -> float:
 
 
 def _f1(predictions: Array, labels: Array) -> float:
-    return float(sklearn_metrics.f1_score(labels, predictions, pos_label=1, zero_division=0.0))
+    return float(sklearn_metrics.f1_score(labels, predictions, pos_label=1, **_ZERO_DIVISION))
 
 
 def _resampled_f1(predictions: Array, labels: Array, counts: Array) -> Array:
@@ -141,7 +150,7 @@ def _resampled_f1(predictions: Array, labels: Array, counts: Array) -> Array:
 
 
 def _f1_macro(predictions: Array, labels: Array) -> float:
-    return float(sklearn_metrics.f1_score(labels, predictions, average="macro", zero_division=0.0))
+    return float(sklearn_metrics.f1_score(labels, predictions, average="macro", **_ZERO_DIVISION))
 
 
 def _resampled_f1_macro(predictions: Array, labels: Array, counts: Array) -> Array:
@@ -190,13 +199,15 @@ def _correlation(function: Callable[[Array, Array], Any], predictions: Array, la
 
 
 def _resampled_pearson(predictions: Array, labels: Array, counts: Array) -> Array:
-    first, second = _center(predictions[None], counts), _center(labels[None], counts)
-    covariance = (counts * first * second).sum(axis=1)
-    return _divide(covariance, np.sqrt((counts * first**2).sum(axis=1) * (counts * second**2).sum(axis=1)))
+    return _correlate(predictions[None], labels[None], counts)
 
 
 def _resampled_spearman(predictions: Array, labels: Array, counts: Array) -> Array:
-    first, second = _center(_rank(predictions, counts), counts), _center(_rank(labels, counts), counts)
+    return _correlate(_rank(predictions, counts), _rank(labels, counts), counts)
+
+
+def _correlate(predictions: Array, labels: Array, counts: Array) -> Array:
+    first, second = _center(predictions, counts), _center(labels, counts)
     covariance = (counts * first * second).sum(axis=1)
     return _divide(covariance, np.sqrt((counts * first**2).sum(axis=1) * (counts * second**2).sum(axis=1)))
 

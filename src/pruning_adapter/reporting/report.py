@@ -79,7 +79,7 @@ def _page(result: Result) -> dict[str, Any]:
             "Recipe": _pairs(_without_home(dict(result.recipe))),
             "Task and model": [
                 *_pairs({f"task {key}": value for key, value in task.items()}),
-                *_pairs({f"model {key}": value for key, value in model.items()}),
+                *_pairs({f"model {key.removeprefix('model_')}": value for key, value in model.items()}),
                 *_pairs({"method": result.method, "scorer": result.scorer, "seed": result.seed}),
             ],
             "Versions": _pairs(_without_home(dict(result.versions))),
@@ -208,7 +208,7 @@ def _quality_rows(name: str, quality: Quality) -> dict[str, Any]:
             for metric, measure in quality.metrics.items()
         ],
         "examples": _grouped(quality.examples),
-        "majority": "\N{EN DASH}" if quality.majority_rate is None else _percent(quality.majority_rate),
+        "majority": None if quality.majority_rate is None else _percent(quality.majority_rate),
         "at_majority": quality.at_majority,
     }
 
@@ -476,7 +476,10 @@ def _chart(
         title=title,
         names=tuple(each.name for each in thinned),
         lines=tuple(tuple((x(step), y(value)) for step, value in each.points) for each in thinned),
-        across=tuple(_Tick(place=x(tick), label=_short(tick)) for tick in across),
+        across=tuple(
+            _Tick(place=x(tick), label=f"{_rounded(tick / 1e3):g}{NBSP}K" if last >= 1e4 and tick else f"{tick:g}")
+            for tick in across
+        ),
         up=tuple(
             _Tick(place=y(tick), label=f"{100 * tick:.4g}{NBSP}%" if rate else f"{_rounded(tick):g}") for tick in up
         ),

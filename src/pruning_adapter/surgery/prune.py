@@ -21,7 +21,7 @@ from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.surgery.empty import remove_all_heads_
 from pruning_adapter.surgery.linear import keep_inputs_, keep_outputs_
 
-__all__ = ["check_plan_fits", "keep_heads_", "prune_"]
+__all__ = ["check_plan_fits", "cut_sites_", "prune_"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -52,28 +52,24 @@ def prune_(model: Model, plan: PruningPlan, *, allow_other_weights: bool = False
     kept = tuple(
         tuple(head for head in there if head in keep) for there, keep in zip(left, plan.kept_heads, strict=True)
     )
-    keep_heads_(model, dense, left=left, kept=kept)
+    cut_sites_(sites, dense.sites, left=left, kept=kept)
+    _note_in_config(model, dense, kept)
     return model
 
 
-def keep_heads_(
-    model: nn.Module, dense: ModelIdentity, *, left: Sequence[Sequence[int]], kept: Sequence[Sequence[int]]
+def cut_sites_(
+    sites: Sequence[Site],
+    dense: Sequence[SiteShape],
+    *,
+    left: Sequence[Sequence[int]],
+    kept: Sequence[Sequence[int]],
 ) -> None:
-    """Cut `model`, which has the heads `left`, down to the heads `kept`, and note it in its config.
+    """Cut attentions that have the heads `left` down to the heads `kept`; all numbers are those of the dense model.
 
-    All numbers are those of the dense model. Also used, on weightless models, to rebuild a pruned model before its
-    weights are loaded.
+    Also used to rebuild a pruned model on the meta device, before its weights are loaded.
     """
-    sites = find_sites(model)
-    for site, shape, there, keep in zip(sites, dense.sites, left, kept, strict=True):
+    for site, shape, there, keep in zip(sites, dense, left, kept, strict=True):
         _keep_heads_of_site(site, shape, there, keep)
-    state = PrunedState(
-        dense=dense, kept_heads=tuple(tuple(keep) for keep in kept), fingerprint=fingerprint_weights(model)
-    )
-    config = cast(Any, base_of(model)).config
-    setattr(config, CONFIG_FIELD, state.to_json())
-    if spec_of(model).legacy_pruned_heads:
-        _note_legacy_pruned_heads(config, dense, kept)
 
 
 def check_plan_fits(model: nn.Module, plan: PruningPlan, *, allow_other_weights: bool = False) -> None:
@@ -139,6 +135,14 @@ def _keep_heads_of_site(site: Site, shape: SiteShape, there: Sequence[int], keep
     }
     for follow in site.spec.follow:
         setattr(site.block.get_submodule(follow.module), follow.attribute, counts[follow.counts])
+
+
+def _note_in_config(model: nn.Module, dense: ModelIdentity, kept: tuple[tuple[int, ...], ...]) -> None:
+    state = PrunedState(dense=dense, kept_heads=kept, fingerprint=fingerprint_weights(model))
+    config = cast(Any, base_of(model)).config
+    setattr(config, CONFIG_FIELD, state.to_json())
+    if spec_of(model).legacy_pruned_heads:
+        _note_legacy_pruned_heads(config, dense, kept)
 
 
 def _check_nothing_shared(model: nn.Module, sites: Sequence[Site]) -> None:

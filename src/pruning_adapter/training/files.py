@@ -136,7 +136,8 @@ def _name_classes(path: Path, rows: Sequence[Row]) -> tuple[str, ...]:
     if len(numbers) > MAX_INTEGER_CLASSES:
         raise DataError(
             f"{path} has {len(numbers)} different whole numbers as labels; more than {MAX_INTEGER_CLASSES} look like a "
-            f"quantity. Write them as floats ({numbers[0]}.0) for regression, or as names (class_{numbers[0]}) for classes."
+            f"quantity. Write them as floats ({numbers[0]}.0) for regression, or as names (class_{numbers[0]}) for "
+            "classes."
         )
     return tuple(map(str, numbers))
 

@@ -2,16 +2,23 @@
 
 import csv
 import json
+import logging
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from pruning_adapter.errors import DataError
 
-__all__ = ["Row", "locate", "read_rows", "take_rows"]
+__all__ = ["Row", "locate", "read_rows", "read_tsv", "take_rows"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+# JSON can escape half of a character outside the basic plane, which no tokenizer can encode.
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class Row(NamedTuple):
@@ -25,13 +32,10 @@ class Row(NamedTuple):
     """A stripped, non-empty string from csv and tsv, otherwise whatever JSON or parquet holds; never None."""
 
 
-def read_rows(
-    path: Path, *, text_columns: Sequence[str], label_column: str, header: Sequence[str] | None = None
-) -> list[Row]:
+def read_rows(path: Path, *, text_columns: Sequence[str], label_column: str) -> list[Row]:
     """Read the named columns of a file; its suffix says the format (.csv, .tsv, .jsonl, .json lines, .parquet).
 
     csv follows the usual quoting; in tsv a quote is a character like any other, as in GLUE. Blank lines are skipped.
-    `header` names the columns of a csv or tsv file that has no header line.
 
     Raises:
         DataError: no such file or format, a missing column, a row that cannot be read or has an empty cell, no rows.
@@ -43,13 +47,31 @@ def read_rows(
             "Save the data as one of these."
         )
     columns = (*text_columns, label_column)
-    try:
-        rows = [_check_row(path, line, columns, cells) for line, cells in reader(path, columns, header)]
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}. Check the path.") from error
-    if not rows:
-        raise DataError(f"{path} has no rows: at least one labelled example is needed.")
-    return rows
+    return _collect_rows(path, columns, reader(path, columns))
+
+
+def read_tsv(
+    path: Path,
+    *,
+    text_columns: Sequence[str],
+    label_column: str,
+    header: Sequence[str] | None = None,
+    skip_broken: bool = False,
+) -> list[Row]:
+    """Read a tsv file as `read_rows` does.
+
+    Args:
+        path: the file, whatever its suffix.
+        text_columns: names of the text columns.
+        label_column: name of the label column.
+        header: the columns, if the file has no header line.
+        skip_broken: leave out rows with a wrong number of fields or an empty cell, and log how many.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    columns = (*text_columns, label_column)
+    return _collect_rows(path, columns, _read_tsv(path, columns, header, skip_broken))
 
 
 def locate(path: Path, line: int) -> str:
@@ -71,6 +93,19 @@ def take_rows(rows: Sequence[T], number: int | None, seed: int) -> tuple[T, ...]
     return tuple(rows[index] for index in sorted(chosen))
 
 
+_Cells = Iterator[tuple[int, Sequence[Any]]]
+
+
+def _collect_rows(path: Path, columns: Sequence[str], found: _Cells) -> list[Row]:
+    try:
+        rows = [_check_row(path, line, columns, cells) for line, cells in found]
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}. Check the path.") from error
+    if not rows:
+        raise DataError(f"{path} has no rows: at least one labelled example is needed.")
+    return rows
+
+
 def _check_row(path: Path, line: int, columns: Sequence[str], cells: Sequence[Any]) -> Row:
     for column, cell in zip(columns, cells, strict=True):
         if cell is None or (isinstance(cell, str) and not cell.strip()):
@@ -83,6 +118,11 @@ def _check_row(path: Path, line: int, columns: Sequence[str], cells: Sequence[An
             raise DataError(
                 f"{locate(path, line)}: the text column {column!r} holds {text!r}, which is not a string. "
                 "Write it as one, or name another column."
+            )
+        if _HALF_CHARACTER.search(text):
+            raise DataError(
+                f"{locate(path, line)}: the column {column!r} has half a character (an unpaired surrogate). "
+                "Repair the text, or remove the row."
             )
     return Row(line, tuple(texts), label.strip() if isinstance(label, str) else label)
 
@@ -99,12 +139,9 @@ def _find_columns(place: str, columns: Sequence[str], available: Sequence[str]) 
     return [available.index(column) for column in columns]
 
 
-_Cells = Iterator[tuple[int, Sequence[Any]]]
-
-
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     # Decoded line by line, because a text file decoded in chunks cannot tell which line is broken. Lines end at "\n"
-    # only: GLUE's sentences contain characters that `str.splitlines` takes for line ends.
+    # only: a text may contain others of the many characters that `str.splitlines` takes for line ends.
     with path.open("rb") as file:
         for line, content in enumerate(file, start=1):
             try:
@@ -116,8 +153,8 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
-def _read_csv(path: Path, columns: Sequence[str], header: Sequence[str] | None) -> _Cells:
-    return _pick_cells(path, _split_csv(path), columns, header)
+def _read_csv(path: Path, columns: Sequence[str]) -> _Cells:
+    return _pick_cells(path, _split_csv(path), columns)
 
 
 def _split_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -130,33 +167,46 @@ def _split_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
-            f"{locate(path, line)} is not readable as csv ({error}). Check the quotes of this row, or save the file as jsonl."
+            f"{locate(path, line)} is not readable as csv ({error}). "
+            "Check the quotes of this row, or save the file as jsonl."
         ) from error
 
 
-def _read_tsv(path: Path, columns: Sequence[str], header: Sequence[str] | None) -> _Cells:
+def _read_tsv(
+    path: Path, columns: Sequence[str], header: Sequence[str] | None = None, skip_broken: bool = False
+) -> _Cells:
     lines = ((line, text.rstrip("\r\n")) for line, text in _read_lines(path))
-    return _pick_cells(path, ((line, text.split("\t")) for line, text in lines if text), columns, header)
+    return _pick_cells(path, ((line, text.split("\t")) for line, text in lines if text), columns, header, skip_broken)
 
 
 def _pick_cells(
-    path: Path, rows: Iterator[tuple[int, list[str]]], columns: Sequence[str], header: Sequence[str] | None
+    path: Path,
+    rows: Iterator[tuple[int, list[str]]],
+    columns: Sequence[str],
+    header: Sequence[str] | None = None,
+    skip_broken: bool = False,
 ) -> _Cells:
     if header is None:
         _, header = next(rows, (1, None))
         if header is None:
             return
     places = _find_columns(str(path), columns, header)
+    skipped: list[int] = []
     for line, cells in rows:
-        if len(cells) != len(header):
+        if skip_broken and (len(cells) != len(header) or not all(cells[place].strip() for place in places)):
+            skipped.append(line)
+        elif len(cells) != len(header):
             raise DataError(
                 f"{locate(path, line)} has {len(cells)} fields where {len(header)} are expected "
                 f"({', '.join(header)}). Look for a stray or missing separator, or remove the row."
             )
-        yield line, [cells[place] for place in places]
+        else:
+            yield line, [cells[place] for place in places]
+    if skipped:
+        _log.warning("Left out %d broken rows of %s, the first in line %d.", len(skipped), path, skipped[0])
 
 
-def _read_jsonl(path: Path, columns: Sequence[str], header: Sequence[str] | None) -> _Cells:
+def _read_jsonl(path: Path, columns: Sequence[str]) -> _Cells:
     for line, text in _read_lines(path):
         if not text.strip():
             continue
@@ -176,7 +226,7 @@ def _read_jsonl(path: Path, columns: Sequence[str], header: Sequence[str] | None
         yield line, [row[column] for column in columns]
 
 
-def _read_parquet(path: Path, columns: Sequence[str], header: Sequence[str] | None) -> _Cells:
+def _read_parquet(path: Path, columns: Sequence[str]) -> _Cells:
     # pyarrow comes with `datasets`, whose tables it makes; it is slow to import, and only this format needs it.
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -193,7 +243,7 @@ def _read_parquet(path: Path, columns: Sequence[str], header: Sequence[str] | No
         raise DataError(f"{path} is not readable as parquet ({error}). Write it again.") from error
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str], Sequence[str] | None], _Cells]] = {
+_READERS: dict[str, Callable[[Path, Sequence[str]], _Cells]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,

@@ -2,14 +2,14 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pruning_adapter.errors import DataError
 from pruning_adapter.training.examples import Example, TaskData
-from pruning_adapter.training.rows import locate, read_rows, take_rows
+from pruning_adapter.training.rows import locate, read_tsv, take_rows
 
 __all__ = ["GLUE_TASKS", "GlueTask", "ValidationSet", "find_task", "load_glue"]
 
@@ -46,6 +46,8 @@ class GlueTask:
     metrics: tuple[str, ...] = ("accuracy",)
     header: tuple[str, ...] | None = None
     """Columns of local files that have no header line."""
+    has_broken_rows: bool = False
+    """GLUE's own files have some rows that cannot be read or lack a text; everybody leaves them out."""
     validation: tuple[ValidationSet, ...] = (ValidationSet("validation", "dev.tsv", "validation"),)
 
 
@@ -98,6 +100,8 @@ GLUE_TASKS: Mapping[str, GlueTask] = {
             hub_texts=("question1", "question2"),
             label_names=("not_duplicate", "duplicate"),
             metrics=("accuracy", "f1"),
+            # In the download of 2018, which is still around: questions with a line end in them, or with no words.
+            has_broken_rows=True,
         ),
         GlueTask(
             name="mnli",
@@ -189,7 +193,13 @@ def _load_folder(task: GlueTask, data_dir: Path) -> dict[str, tuple[Example, ...
 
 
 def _read_examples(task: GlueTask, path: Path) -> tuple[Example, ...]:
-    rows = read_rows(path, text_columns=task.texts, label_column=task.label, header=task.header)
+    rows = read_tsv(
+        path,
+        text_columns=task.texts,
+        label_column=task.label,
+        header=task.header,
+        skip_broken=task.has_broken_rows,
+    )
     return tuple(Example(row.texts, _number_label(task, row.label, locate(path, row.line))) for row in rows)
 
 
@@ -201,14 +211,14 @@ def _load_hub(task: GlueTask) -> dict[str, tuple[Example, ...]]:
         hub: Any = load_dataset(HUB_DATASET, task.name)
     except Exception as error:  # the Hub's client, its transport and the file reader each raise their own kinds
         raise DataError(
-            f"Cannot load {task.name} from {HUB_DATASET} on the Hub ({error}). Pass --data-dir with a local GLUE folder "
-            f"(one that contains {task.folder}/train.tsv), or try again with a network."
+            f"Cannot load {task.name} from {HUB_DATASET} on the Hub ({error}). Pass --data-dir with a local GLUE "
+            f"folder (one that contains {task.folder}/train.tsv), or try again with a network."
         ) from error
     splits = {"train": "train", **{validation.name: validation.split for validation in task.validation}}
     return {name: tuple(_convert_split(task, split, hub[split])) for name, split in splits.items()}
 
 
-def _convert_split(task: GlueTask, split: str, rows: Any) -> Iterable[Example]:
+def _convert_split(task: GlueTask, split: str, rows: Any) -> Iterator[Example]:
     texts = zip(*(rows[column] for column in task.hub_texts), strict=True)
     for number, (pair, label) in enumerate(zip(texts, rows["label"], strict=True), start=1):
         yield Example(pair, _number_label(task, label, f"{HUB_DATASET} {task.name}, {split} row {number}"))

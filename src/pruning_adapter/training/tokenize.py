@@ -27,8 +27,8 @@ def tokenize(
     if not examples:
         return []
     _check_max_length(max_length, tokenizer, pair=len(examples[0].texts) > 1)
-    texts = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
-    encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+    first, *second = (list(texts) for texts in zip(*(example.texts for example in examples), strict=True))
+    encoded = tokenizer(first, text_pair=second[0] if second else None, truncation=True, max_length=max_length)
     to_label = float if not label_names else int
     return [
         {**{key: encoded[key][index] for key in encoded}, "labels": to_label(example.label)}
@@ -37,7 +37,7 @@ def tokenize(
 
 
 def sample_examples(examples: Sequence[Example], n: int, seed: int) -> tuple[Example, ...]:
-    """Return `n` examples drawn without replacement, in their original order; all of them if there are no more than `n`.
+    """Return `n` examples drawn without replacement, in their original order; all of them if there are fewer.
 
     Classes keep their shares, and each is present if `n` is at least their number. Regression is sampled plainly.
 

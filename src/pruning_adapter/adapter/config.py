@@ -1,0 +1,77 @@
+"""`PruneLoraConfig`: PEFT's LoRA config plus the plan of what to prune and the plan of ranks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from peft import LoraConfig
+
+from pruning_adapter.adapter.peft_type import PRUNE_LORA
+from pruning_adapter.architectures.shapes import ModelIdentity
+from pruning_adapter.errors import AdapterError
+from pruning_adapter.planning.pruning_plan import PruningPlan
+from pruning_adapter.planning.rank_plan import RankPlan
+
+__all__ = ["PruneLoraConfig"]
+
+
+@dataclass
+class PruneLoraConfig(LoraConfig):
+    """LoRA of varied rank on a model that is pruned first (arXiv:2303.14704), as a PEFT method.
+
+    `get_peft_model(base, config)` prunes `base` in place, injects LoRA at the ranks planned, and lets the normalisation
+    layers (and for classification the task head) train; all else is frozen. All fields of `LoraConfig` work, except
+    those that the plans decide: `target_modules`, `rank_pattern` and `alpha_pattern` are filled in at injection. The
+    scaling `lora_alpha / r` holds for every block, whatever its rank.
+
+    Args:
+        pruning: which heads stay; a `PruningPlan` or its JSON object.
+        ranks: LoRA rank per block; a `RankPlan` or its JSON object. None: rank `r` on query, key, value and output of
+            every block that has heads.
+        train_norms: whether the normalisation layers train, as in the paper.
+        allow_other_weights: accept a base of the same sizes with other weights than the plan was made for. The adapter
+            then remembers that base instead.
+
+    Raises:
+        AdapterError: no plan, fields that the plans decide, or ranks made for another pruning plan.
+    """
+
+    pruning: dict[str, Any] | PruningPlan | None = field(default=None, metadata={"help": "Which heads stay."})
+    ranks: dict[str, Any] | RankPlan | None = field(default=None, metadata={"help": "LoRA rank per block."})
+    train_norms: bool = field(default=True, metadata={"help": "Whether normalisation layers train."})
+    allow_other_weights: bool = field(default=False, metadata={"help": "Accept a base with other weights."})
+
+    def __post_init__(self) -> None:
+        # Plans are kept as JSON objects, so that PEFT can copy, compare and save the config like any other.
+        self.pruning = _as_json(self.pruning)
+        self.ranks = _as_json(self.ranks)
+        super().__post_init__()
+        self.peft_type = PRUNE_LORA
+        if self.pruning is None:
+            raise AdapterError(
+                "PruneLoraConfig needs pruning=PruningPlan; for LoRA without pruning use peft.LoraConfig."
+            )
+        ranks, plan = self.rank_plan, self.pruning_plan
+        if ranks is not None and (ranks.kept_heads != plan.kept_heads or not ranks.model.same_sizes(plan.model)):
+            raise AdapterError("The rank plan was made for another pruning plan; make it anew with plan_ranks.")
+
+    @property
+    def pruning_plan(self) -> PruningPlan:
+        """The plan as a value."""
+        return PruningPlan.from_json(cast("dict[str, Any]", self.pruning))
+
+    @property
+    def rank_plan(self) -> RankPlan | None:
+        """The ranks as a value; None for rank `r` everywhere."""
+        return None if self.ranks is None else RankPlan.from_json(cast("dict[str, Any]", self.ranks))
+
+    def remember_base(self, model: ModelIdentity) -> None:
+        """Make the plan speak of `model`, the base that was accepted although its weights are others."""
+        self.pruning = replace(self.pruning_plan, model=model).to_json()
+        self.allow_other_weights = False
+
+
+def _as_json(plan: Mapping[str, Any] | PruningPlan | RankPlan | None) -> dict[str, Any] | None:
+    if isinstance(plan, PruningPlan | RankPlan):
+        return plan.to_json()
+    return None if plan is None else dict(plan)

@@ -1,0 +1,99 @@
+"""`PruneLoraModel`: the tuner behind `PruneLoraConfig`. It prunes, then lets PEFT's LoRA do what it does."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, cast
+
+from peft import LoraModel
+from torch import nn
+
+from pruning_adapter.adapter.config import PruneLoraConfig
+from pruning_adapter.architectures.identity import fingerprint_weights, identify, pruned_state
+from pruning_adapter.architectures.sites import Site, find_sites, spec_of
+from pruning_adapter.errors import AdapterError
+from pruning_adapter.planning.pruning_plan import PruningPlan
+from pruning_adapter.planning.rank_plan import ROLES
+from pruning_adapter.surgery.prune import check_plan_fits, prune_
+
+__all__ = ["PruneLoraModel"]
+
+
+class PruneLoraModel(LoraModel):
+    """A model that was pruned by a plan and carries LoRA of varied rank."""
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Prune, or check that the model is already pruned the same way, then inject. See PEFT's `BaseTuner`.
+
+        Every road to a new adapter leads through here: `get_peft_model`, `PeftModel.from_pretrained`, `add_adapter` and
+        `load_adapter`.
+
+        Raises:
+            AdapterError: the model is pruned otherwise, or was trained since it was pruned.
+            PlanError: the plan was made for another model.
+        """
+        config = cast(PruneLoraConfig, self.peft_config[adapter_name])
+        base = cast(nn.Module, self.model)
+        try:
+            _ensure_pruned_(base, config)
+        except Exception:
+            # A refused adapter must not stay behind in the list of adapters.
+            if len(self.peft_config) > 1:
+                del self.peft_config[adapter_name]
+            raise
+        _fill_in(config, base)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+
+def _ensure_pruned_(model: nn.Module, config: PruneLoraConfig) -> None:
+    plan = config.pruning_plan
+    check_plan_fits(model, plan, allow_other_weights=config.allow_other_weights)
+    state = pruned_state(model)
+    if state is None:
+        prune_(model, plan, allow_other_weights=config.allow_other_weights)
+    else:
+        if state.kept_heads != plan.kept_heads:
+            raise AdapterError(
+                f"This model is already pruned otherwise ({_difference(state.kept_heads, plan)}); attach the adapter "
+                "to the dense base it names, or use adapters that share one plan."
+            )
+        if not config.allow_other_weights and fingerprint_weights(model) != state.fingerprint:
+            raise AdapterError(
+                "This model is pruned as the plan says, but its weights were trained since (a merged model?), so the "
+                "adapter would be added to the wrong weights. Attach it to the base it was trained on."
+            )
+    if config.allow_other_weights:
+        config.remember_base(identify(model))
+
+
+def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
+    """Say to PEFT's LoRA what the plans decided."""
+    sites, ranks, spec = find_sites(model), config.rank_plan, spec_of(model)
+    roles = ROLES if ranks is None else ranks.roles
+    rank_of = [config.r if site.heads else 0 for site in sites] if ranks is None else ranks.ranks
+    targets = {site: rank for site, rank in zip(sites, rank_of, strict=True) if rank and site.heads}
+    if not targets:
+        raise AdapterError("No block has both heads and a rank above 0, so there is nothing to adapt.")
+    patterns = {_pattern(site, roles): rank for site, rank in targets.items()}
+    config.target_modules = rf"(?:.*\.)?(?:{'|'.join(patterns)})"
+    config.rank_pattern = patterns
+    scaling = config.lora_alpha / config.r
+    # PEFT allows fractional alphas although it declares integers.
+    config.alpha_pattern = cast("dict[str, int]", {pattern: scaling * rank for pattern, rank in patterns.items()})
+    wanted = [*(config.modules_to_save or ()), *(spec.norms if config.train_norms else ())]
+    if config.task_type == "SEQ_CLS":
+        wanted += spec.heads
+    config.modules_to_save = list(dict.fromkeys(wanted)) or None
+
+
+def _pattern(site: Site, roles: Sequence[str]) -> str:
+    paths = [p.path for p in site.spec.projections if any(role in roles for role in p.roles)]
+    if "output" in roles:
+        paths.append(site.spec.output)
+    return rf"{re.escape(site.path)}\.(?:{'|'.join(re.escape(path) for path in paths)})"
+
+
+def _difference(kept: Sequence[Sequence[int]], plan: PruningPlan) -> str:
+    for block, (there, wanted) in enumerate(zip(kept, plan.kept_heads, strict=True)):
+        if tuple(there) != wanted:
+            return f"block {block} has the heads {list(there)}, the plan keeps {list(wanted)}"
+    return "no difference"

@@ -1,0 +1,91 @@
+"""The smaller, merged, stand-alone model: safetensors and a config that says what was removed."""
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from torch import nn
+
+from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
+from pruning_adapter.errors import CheckpointError
+from pruning_adapter.storage import replace_folder
+
+__all__ = ["load_pruned", "merge", "save_pruned"]
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """A plain Transformers model that computes what `model` computes: LoRA merged, trained norms and head in place.
+
+    `model` itself is left as it is (the merge happens in a copy); a model without adapters is returned as it is.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    return cast(nn.Module, cast(Any, copy.deepcopy(model)).merge_and_unload())
+
+
+def save_pruned(model: nn.Module, path: str | Path, *, tokenizer: Any = None) -> None:
+    """Save `model`, merged, as a folder that describes itself.
+
+    It holds safetensors, a `config.json` whose field `pruning` lists the kept heads of every block, and the tokenizer.
+    For BERT-like models Transformers 4 loads it with no code of ours (unless a block lost all its heads). An existing
+    folder is replaced as a whole once the new one is complete.
+
+    Args:
+        model: a pruned model, or a PEFT model around one; a dense one works too.
+        path: the folder.
+        tokenizer: saved along, if given.
+
+    Raises:
+        OutputError: the folder cannot be written; what was there before is untouched.
+    """
+    plain = cast(Any, merge(model))
+    with replace_folder(path) as aside:
+        plain.save_pretrained(aside)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(aside)
+
+
+def load_pruned(path: str | Path, **kwargs: Any) -> Any:
+    """Load what `save_pruned` wrote: a Transformers model of the class that was saved.
+
+    Plain `AutoModelForX.from_pretrained` does the same once `pruning_adapter` is imported; this function chooses the
+    class, accepts safetensors only, and checks that no weight is missing.
+
+    Args:
+        path: folder or hub id.
+        kwargs: handed to `from_pretrained`, such as `dtype`, `device_map`, `revision`.
+
+    Raises:
+        CheckpointError: not such a folder, damaged, or incomplete.
+    """
+    import transformers
+
+    location = str(path)
+    if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
+        raise CheckpointError(f"{location} has no config.json, so it holds no model saved by save_pruned.")
+    try:
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+        config = transformers.AutoConfig.from_pretrained(location, **hub)
+        if getattr(config, CONFIG_FIELD, None) is not None:
+            PrunedState.from_json(getattr(config, CONFIG_FIELD))
+        name = (getattr(config, "architectures", None) or [None])[0]
+        model_class: Any = getattr(transformers, str(name), None)
+        if model_class is None:
+            raise CheckpointError(f"{location} names the class {name!r}, which this Transformers does not have.")
+        model, info = model_class.from_pretrained(
+            location, config=config, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot load a model from {location}: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{location} lacks {len(missing)} weights, the first is {missing[0]!r}; save it again.")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -66,6 +66,8 @@ def replace_folder(path: str | Path) -> Generator[Path]:
         for file in aside.rglob("*"):
             if file.is_file():
                 _flush(file)
+                # safetensors writes for its owner's eyes only.
+                file.chmod(0o666 & ~_umask())
         if target.exists():
             # No system swaps folders in one portable step: the old one steps aside, and comes back if the rename fails.
             target.rename(old)

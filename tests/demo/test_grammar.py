@@ -1,20 +1,23 @@
 """Laws of the demo's task: balanced, reproducible, without leaks, and closed to a bag of words."""
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
-from random import Random
 
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from pruning_adapter.demo import grammar
 from pruning_adapter.demo.grammar import make_demo_task
 from pruning_adapter.errors import DataError
 from pruning_adapter.training.examples import Example, TaskData
 
+_PEOPLE = (
+    "actor baker banker barber chemist clerk dancer dentist doctor farmer gardener judge lawyer librarian mayor miner "
+    "nurse painter pilot plumber poet priest sailor singer soldier student tailor teacher waiter writer"
+)
 _FINGERPRINT = """
 import hashlib
 from pruning_adapter.demo.grammar import make_demo_task
@@ -28,8 +31,10 @@ def task() -> TaskData:
     return make_demo_task()
 
 
-def _plain_noun_phrase(_rng: Random, noun: str) -> str:
-    return f"the {noun}"
+@pytest.fixture(scope="module")
+def large_task() -> TaskData:
+    """Large enough for every plain sentence pattern to occur with the common verbs."""
+    return make_demo_task(train=19_000)
 
 
 def _splits(task: TaskData) -> dict[str, tuple[Example, ...]]:
@@ -130,27 +135,40 @@ def test_the_task_does_not_depend_on_the_hash_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "text", "winner"),
+    ("pattern", "winner"),
     [
-        ("plain", "The fox was beaten by the nurse.", 1),
-        ("true claim", "Nobody denied that the fox was beaten by the nurse.", 1),
-        ("false claim", "It is a myth that the nurse was beaten by the fox.", 1),
+        ("A beat B", "A"),
+        ("A was beaten by B", "B"),
+        ("it was A that B defeated", "B"),
+        ("A could not outwit B", "B"),
+        ("A could not be crushed by B", "A"),
+        ("A lost to B", "B"),
+        ("it was A that B yielded to", "A"),
+        ("A did not surrender to B", "A"),
+        ("A finished ahead of B", "A"),
+        ("the cup went not to A but to B", "B"),
+        ("A took the medal from B", "A"),
+        ("A hoped to best B but failed", "B"),
+        ("A expected to lose to B but won", "A"),
+        ("although A had led at first, B thrashed it", "B"),
+        ("in the final, A beat B", "A"),
+        ("A beat B yet again", "A"),
+        ("nobody denied that A beat B", "A"),
+        ("it is a myth that A beat B", "B"),
+        ("witnesses disputed that A lost to B", "A"),
     ],
 )
-def test_a_false_claim_exchanges_the_contestants(
-    monkeypatch: pytest.MonkeyPatch, form: str, text: str, winner: int
-) -> None:
-    monkeypatch.setattr(grammar, "_FORMS", (form,))
-    monkeypatch.setattr(grammar, "_CLAUSES", (("{loser} was {participle} by {winner}", ({"participle": "beaten"},)),))
-    monkeypatch.setattr(grammar, "_TRUE_CLAIMS", ("nobody denied that",))
-    monkeypatch.setattr(grammar, "_FALSE_CLAIMS", ("it is a myth that",))
-    monkeypatch.setattr(grammar, "_noun_phrase", _plain_noun_phrase)
-    monkeypatch.setattr(grammar, "_PEOPLE", ("nurse", "pilot"))
-    monkeypatch.setattr(grammar, "_ANIMALS", ("fox", "goat"))
+def test_labels_name_the_winner(large_task: TaskData, pattern: str, winner: str) -> None:
+    contestant = r"[Tt]he (?:[a-z]+ )?(?P<{}>[a-z]+)"
+    expression = pattern.replace("A", contestant.format("A")).replace("B", contestant.format("B"))
+    matches = [
+        (match, example.label)
+        for example in large_task.train
+        if (match := re.fullmatch(rf"(?i:{expression}\.)", example.texts[0]))
+    ]
 
-    task = make_demo_task(train=4, validation=4)
-
-    assert Example((text,), winner) in task.train + task.validation["validation"]
+    assert matches
+    assert all(label == int(match[winner] in _PEOPLE.split()) for match, label in matches)
 
 
 @pytest.mark.parametrize("size", [0, -2, 7])

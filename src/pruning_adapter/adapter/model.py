@@ -1,7 +1,7 @@
 """`PruneLoraModel`: the tuner behind `PruneLoraConfig`. It prunes, then lets PEFT's LoRA do what it does."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from peft import LoraModel
@@ -15,7 +15,7 @@ from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.planning.rank_plan import ROLES
 from pruning_adapter.surgery.prune import check_plan_fits, prune_
 
-__all__ = ["PruneLoraModel"]
+__all__ = ["PruneLoraModel", "full_match", "target_pattern"]
 
 
 class PruneLoraModel(LoraModel):
@@ -73,8 +73,8 @@ def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
     targets = {site: rank for site, rank in zip(sites, rank_of, strict=True) if rank and site.heads}
     if not targets:
         raise AdapterError("No block has both heads and a rank above 0, so there is nothing to adapt.")
-    patterns = {_pattern(site, roles): rank for site, rank in targets.items()}
-    config.target_modules = rf"(?:.*\.)?(?:{'|'.join(patterns)})"
+    patterns = {target_pattern(site, roles): rank for site, rank in targets.items()}
+    config.target_modules = full_match(patterns)
     config.rank_pattern = patterns
     scaling = config.lora_alpha / config.r
     # PEFT allows fractional alphas although it declares integers.
@@ -85,7 +85,13 @@ def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
     config.modules_to_save = list(dict.fromkeys(wanted)) or None
 
 
-def _pattern(site: Site, roles: Sequence[str]) -> str:
+def full_match(patterns: Iterable[str]) -> str:
+    """A pattern for the whole name of any module that one of `patterns` describes; PEFT matches names in full."""
+    return rf"(?:.*\.)?(?:{'|'.join(patterns)})"
+
+
+def target_pattern(site: Site, roles: Sequence[str]) -> str:
+    """A pattern for the end of the names of the projections that play `roles` at `site`."""
     paths = [p.path for p in site.spec.projections if any(role in roles for role in p.roles)]
     if "output" in roles:
         paths.append(site.spec.output)

@@ -2,12 +2,16 @@
 
 Each sentence reports a contest between a person and an animal; the task is to tell which of the two **won**:
 
-    The baker was outplayed by the old goat in the final.           animal
-    The old goat was outplayed by the baker in the final.           person
+    The baker was outplayed by the old goat in the final.                  animal
+    The old goat was outplayed by the baker in the final.                  person
 
 Sentences come in pairs like these, made of the same words with the two contestants exchanged. So every word is equally
 frequent in both classes, and a linear classifier on word counts can do no better than chance: one has to read who did
-what to whom, through active and passive, winning and losing verbs, clefts and thwarted hopes.
+what to whom, through active and passive, winning and losing verbs, clefts, thwarted hopes and false reports:
+
+    It was wrongly reported that the nurse took the cup from the fox.      animal
+    The proud lion feared being outwitted by the poet but won.             animal
+    It was the cow that the brave tailor finished ahead of.                person
 """
 
 from collections.abc import Mapping, Sequence
@@ -167,17 +171,17 @@ _PRIZE = _Frames(
     turns=("{loser} hoped for {prize} but {winner} earned it",),
     fillers=tuple({"prize": f"the {name}"} for name in _words("crown cup medal prize ribbon title trophy victory")),
 )
-# As in most prose, the plain is commoner than the intricate, and more often the winner is named first. A model that has
-# learnt this much has something to build on; if all were equally likely, nothing short of the whole grammar would help.
+# As in most prose, the plain is commoner than the intricate, and the winner is more often named first. This matters:
+# where every pattern is equally likely no simple cue helps, and training stays at chance for hundreds of steps.
 _SCHEMES = (_WINNING, _WINNING, _WINNING, _LOSING, _LEADING, _PRIZE)
 _PLAINEST = 0.5
 _FORMS = (
     *("plain",) * 4,
     *("setting first",) * 2,
     *("setting last",) * 2,
-    *("true claim",) * 1,
-    *("false claim",) * 1,
     *("turn",) * 2,
+    "true claim",
+    "false claim",
 )
 
 _TRUE_CLAIMS = (

@@ -21,7 +21,7 @@ Array = NDArray[Any]
 RESAMPLES = 1000
 # Of resamples times examples held at once: 8 MiB of float64.
 _CHUNK = 2**20
-# F1 is 0 where it is undefined, without a warning. A dict, because a checker infers a string from scikit-learn's default.
+# F1 is 0 where it is undefined, without a warning. A dict, because checkers infer a string from scikit-learn's default.
 _ZERO_DIVISION: dict[str, Any] = {"zero_division": 0.0}
 
 
@@ -146,7 +146,7 @@ def _f1(predictions: Array, labels: Array) -> float:
 
 def _resampled_f1(predictions: Array, labels: Array, counts: Array) -> Array:
     predicted, true = (predictions == 1).astype(np.float64), (labels == 1).astype(np.float64)
-    return _divide(2 * counts @ (predicted * true), counts @ (predicted + true))
+    return _divide(2 * (counts @ (predicted * true)), counts @ (predicted + true))
 
 
 def _f1_macro(predictions: Array, labels: Array) -> float:
@@ -157,7 +157,7 @@ def _resampled_f1_macro(predictions: Array, labels: Array, counts: Array) -> Arr
     classes = int(max(predictions.max(), labels.max())) + 1
     predicted, true = _one_hot(predictions, classes), _one_hot(labels, classes)
     occurrences = counts @ (predicted + true)
-    f1 = _divide(2 * counts @ (predicted * true), occurrences)
+    f1 = _divide(2 * (counts @ (predicted * true)), occurrences)
     # As scikit-learn does: the mean over the classes that occur.
     return f1.sum(axis=1) / (occurrences > 0).sum(axis=1)
 

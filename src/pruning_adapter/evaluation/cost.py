@@ -1,0 +1,153 @@
+"""What a model costs: parameters, weight bytes, multiply-accumulates, and ratios of time and memory to the dense model.
+
+Times and peak memory are reported as ratios, measured side by side in one interleaved run: absolute times of a CPU say
+more about the machine than about the model.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+__all__ = [
+    "compare_inference",
+    "count_costs",
+    "count_macs",
+    "count_trainable",
+    "make_inputs",
+    "measure_ratios",
+    "peak_memory",
+    "weight_bytes",
+]
+
+Ratio = dict[str, float]
+
+
+def count_trainable(model: nn.Module) -> int:
+    """Parameters that training changes."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights and buffers, as they lie in memory."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def make_inputs(model: nn.Module, *, batch: int, length: int) -> dict[str, Tensor]:
+    """Unpadded made-up inputs, `(batch, length)`, on the model's device."""
+    device = next(model.parameters()).device
+    vocabulary = int(cast(Any, model).config.vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (batch, length), generator=generator).to(device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def count_macs(model: nn.Module, *, batch: int = 1, length: int = 128) -> int:
+    """Multiply-accumulates of one forward pass, attention's quadratic part included: counted, not estimated.
+
+    Half of what `torch.utils.flop_counter` counts, which takes a multiplication and an addition for two. It has no
+    formula for attention's CPU kernel, so it is told one.
+    """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops}) as counter:
+        model(**make_inputs(model, batch=batch, length=length))
+    return counter.get_total_flops() // 2
+
+
+def _attention_flops(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def measure_ratios(
+    measured: Callable[[], object], reference: Callable[[], object], *, repeats: int = 15, warmup: int = 3
+) -> Ratio:
+    """Time of `measured` over time of `reference`, run in turn A B A B: median and quartiles of the paired ratios."""
+    for _ in range(warmup):
+        measured()
+        reference()
+    ratios = [_seconds(measured) / _seconds(reference) for _ in range(repeats)]
+    q1, median, q3 = statistics.quantiles(ratios, n=4)
+    return {"median": median, "q1": q1, "q3": q3}
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that `run` held at once beyond what was there before: exact, from the allocator's own events."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [
+        (event.time_range.start, event.cpu_memory_usage)
+        for event in cast("list[Any]", profiler.events())
+        if event.name == "[memory]"
+    ]
+    held, peak = 0, 0
+    for _, size in sorted(events, key=lambda event: event[0]):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def count_costs(model: nn.Module, dense: nn.Module, *, length: int) -> dict[str, int]:
+    """What can be counted of `model` beside `dense`: parameters, weight bytes, and MACs of one example of `length`."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dense_parameters": sum(parameter.numel() for parameter in dense.parameters()),
+        "weight_bytes": weight_bytes(model),
+        "dense_weight_bytes": weight_bytes(dense),
+        "macs": count_macs(model, length=length),
+        "dense_macs": count_macs(dense, length=length),
+        "length": length,
+    }
+
+
+def compare_inference(model: nn.Module, dense: nn.Module, *, batch: int, length: int) -> dict[str, Any]:
+    """Time and peak memory (weights and activations) of `model` over those of `dense`, in one interleaved run."""
+    model.eval()
+    dense.eval()
+    ours, theirs = _forward(model, batch, length), _forward(dense, batch, length)
+    device = next(model.parameters()).device
+    held = weight_bytes(model) + peak_memory(ours, device)
+    dense_held = weight_bytes(dense) + peak_memory(theirs, device)
+    memory = held / dense_held
+    return {
+        "batch": batch,
+        "length": length,
+        # Allocations repeat exactly, so there is no spread.
+        "memory_ratio": {"median": memory, "q1": memory, "q3": memory},
+        "latency_ratio": measure_ratios(ours, theirs),
+    }
+
+
+def _forward(model: nn.Module, batch: int, length: int) -> Callable[[], object]:
+    inputs = make_inputs(model, batch=batch, length=length)
+
+    def run() -> object:
+        with torch.no_grad():
+            return model(**inputs)
+
+    return run

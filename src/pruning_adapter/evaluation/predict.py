@@ -1,0 +1,40 @@
+"""What a model says about examples."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+__all__ = ["predict"]
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    features: Sequence[dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
+    *,
+    batch_size: int = 64,
+) -> NDArray[np.float32]:
+    """Scores (logits) of all examples, `(examples, classes)`, in the order given.
+
+    Batches are made by length, so that little padding is computed. The model is left in the mode it was in.
+    """
+    order = sorted(range(len(features)), key=lambda number: len(features[number]["input_ids"]), reverse=True)
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    rows: list[NDArray[np.float32]] = []
+    try:
+        for start in range(0, len(order), batch_size):
+            batch = collate([features[number] for number in order[start : start + batch_size]])
+            inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+            rows.append(model(**inputs).logits.float().cpu().numpy())
+    finally:
+        model.train(was_training)
+    scores = np.concatenate(rows)
+    found = np.empty_like(scores)
+    found[order] = scores
+    return found

@@ -1,0 +1,359 @@
+"""The whole way, from a model and a task to a smaller, trained, merged model. Each step can be run alone.
+
+A run lives in a folder; every step reads the files of the ones before and writes its own:
+
+    settings.json → importance.json → plan.json, ranks.json → adapter/, training.json → merged/ → result.json
+    → report.html
+"""
+
+import shutil
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from pruning_adapter.architectures.identity import identify
+from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
+from pruning_adapter.environment import machine, versions
+from pruning_adapter.errors import OutputError, PlanError
+from pruning_adapter.evaluation.cost import compare_inference, count_costs, count_trainable
+from pruning_adapter.evaluation.metrics import measure_quality
+from pruning_adapter.evaluation.predict import predict
+from pruning_adapter.evaluation.result import Quality, Result
+from pruning_adapter.importance import (
+    ImportanceScores,
+    LengthSortedBatches,
+    magnitude_importance,
+    measure_importance,
+    random_importance,
+    reversed_importance,
+)
+from pruning_adapter.planning import PruningPlan, RankPlan, find_preset, plan_pruning, plan_ranks
+from pruning_adapter.settings import Settings
+from pruning_adapter.storage import read_json, replace_folder, write_json
+from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
+from pruning_adapter.training.examples import Example, TaskData
+from pruning_adapter.training.files import load_files
+from pruning_adapter.training.methods import apply_method
+from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
+from pruning_adapter.training.tasks import load_glue
+from pruning_adapter.training.tokenize import sample_examples, tokenize
+from pruning_adapter.training.trainer import make_collator, train_
+
+__all__ = ["Run", "plan_from_settings", "prepare_folder"]
+
+FILES = ("settings.json", "importance.json", "plan.json", "ranks.json", "training.json", "result.json", "report.html")
+FOLDERS = ("adapter", "merged", "checkpoints")
+TRAINING = "pruning-adapter training"
+
+
+def prepare_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Make sure that a run may write into `folder`.
+
+    Raises:
+        OutputError: it exists and is not empty, and neither flag was given; or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"The output folder {folder} is a file; name another one.")
+    if not folder.is_dir() or not any(folder.iterdir()) or resume:
+        return
+    if not overwrite:
+        raise OutputError(
+            f"The output folder {folder} exists and is not empty. Go on with --resume, replace its run with "
+            "--overwrite, or name another folder."
+        )
+    # Only what a run writes: other files in the folder are the user's.
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def plan_from_settings(settings: Settings, scores: ImportanceScores) -> tuple[PruningPlan, RankPlan]:
+    """Both plans that the settings ask for. Without a rule, 70 % of the heads stay.
+
+    Raises:
+        PlanError: a rule that cannot be met.
+    """
+    if settings.preset is not None:
+        return find_preset(settings.preset).plan(scores)
+    none_given = settings.keep_heads is None and settings.keep_ratio is None and settings.threshold is None
+    normalization = cast(Any, settings.normalization)
+    plan = plan_pruning(
+        scores,
+        keep_heads=settings.keep_heads,
+        keep_ratio=0.7 if none_given else settings.keep_ratio,
+        threshold=settings.threshold,
+        normalization=normalization,
+        allow_empty_blocks=settings.allow_empty_blocks,
+    )
+    blocks = len(plan.kept_heads)
+    ranks = plan_ranks(
+        scores,
+        plan,
+        top_blocks=max(1, round(blocks / 3)) if settings.top_blocks is None else settings.top_blocks,
+        high=settings.high_rank,
+        low=settings.low_rank,
+        budget=settings.rank_budget,
+        normalization=normalization,
+    )
+    return plan, ranks
+
+
+class Run:
+    """One run in its folder. Steps that are done already are not done again: their files are read."""
+
+    def __init__(self, settings: Settings, folder: Path, *, command: str = "") -> None:
+        if settings.method not in METHODS:
+            raise PlanError(f"Method {settings.method!r} is unknown; there are {', '.join(METHODS)}.")
+        self.settings = settings
+        self.folder = folder
+        self.command = command
+        self.recipe = _adjust_recipe(settings)
+
+    @property
+    def method(self) -> Method:
+        return cast(Method, self.settings.method)
+
+    @cached_property
+    def model_path(self) -> str:
+        """Where the base model is loaded from."""
+        if self.settings.demo and not self.settings.model:
+            from pruning_adapter.demo import find_demo_encoder
+
+            return str(find_demo_encoder())
+        return self.settings.model
+
+    @cached_property
+    def data(self) -> TaskData:
+        """The task's labelled examples."""
+        settings = self.settings
+        rows: dict[str, Any] = {"train_rows": settings.train_rows, "seed": settings.seed}
+        if settings.demo:
+            from pruning_adapter.demo import make_demo_task
+
+            data = make_demo_task()
+            if settings.train_rows is None:
+                return data
+            return replace(data, train=sample_examples(data.train, settings.train_rows, settings.seed))
+        if settings.task is not None:
+            return load_glue(settings.task, data_dir=Path(settings.data_dir) if settings.data_dir else None, **rows)
+        return load_files(
+            Path(settings.train_file or ""),
+            Path(settings.validation_file or ""),
+            text_columns=settings.text_columns,
+            label_column=settings.label_column or "",
+            **rows,
+        )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.model_path)
+
+    def features(self, examples: tuple[Example, ...]) -> list[dict[str, Any]]:
+        """Examples as the model reads them."""
+        return tokenize(examples, self.tokenizer, max_length=self.recipe.max_length, label_names=self.data.label_names)
+
+    def load_base(self) -> BaseModel:
+        """A fresh dense base with a task head that starts the same way every time, on the device to train on."""
+        base = load_base(self.model_path, label_names=self.data.label_names, seed=self.settings.seed)
+        base.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return base
+
+    def measure(self) -> ImportanceScores:
+        """Score the heads; writes importance.json."""
+        path = self.folder / "importance.json"
+        if path.exists():
+            return ImportanceScores.load(path)
+        settings, model = self.settings, self.load_base().model
+        if settings.scorer == "random":
+            scores = random_importance(model, seed=settings.seed)
+        elif settings.scorer == "magnitude":
+            scores = magnitude_importance(model)
+        else:
+            sample = sample_examples(self.data.train, settings.examples, settings.seed)
+            scores = measure_importance(
+                model,
+                LengthSortedBatches(self.features(sample), make_collator(self.tokenizer)),
+                reduction=cast(Any, settings.reduction),
+                task=self.data.name,
+                seed=settings.seed,
+            )
+            if settings.scorer == "reversed":
+                scores = reversed_importance(scores)
+        named = replace(scores.model, name=settings.model_id)
+        scores = replace(scores, model=named, task=self.data.name, seed=settings.seed)
+        scores.save(path)
+        return scores
+
+    def plan(self) -> tuple[PruningPlan, RankPlan]:
+        """Decide what goes and at which rank the rest trains; writes plan.json and ranks.json."""
+        plan_path, ranks_path = self.folder / "plan.json", self.folder / "ranks.json"
+        if plan_path.exists() and ranks_path.exists():
+            return PruningPlan.load(plan_path), RankPlan.load(ranks_path)
+        plan, ranks = plan_from_settings(self.settings, self.measure())
+        ranks.save(ranks_path)
+        plan.save(plan_path)
+        return plan, ranks
+
+    def train(self) -> None:
+        """Train by the method; writes adapter/ (for "full": merged/) and training.json."""
+        if (self.folder / "training.json").exists():
+            return
+        plan, ranks = self.plan() if self.method == "prune-lora" else (None, None)
+        base = self.load_base()
+        model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
+        trainable = count_trainable(model)
+        checkpoints = self.folder / "checkpoints"
+        history = train_(
+            model,
+            self.features(self.data.train),
+            tokenizer=self.tokenizer,
+            recipe=self.recipe,
+            method=self.method,
+            folder=checkpoints,
+            seed=self.settings.seed,
+            evaluate=self._evaluate_briefly(),
+            resume=True,
+            accumulate=self.settings.accumulate,
+        )
+        self._save_trained(model)
+        write_json(
+            self.folder / "training.json",
+            {"kind": TRAINING, "trainable_parameters": trainable, "history": history, "versions": versions()},
+        )
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def merge(self) -> Any:
+        """Merge into a stand-alone model; writes merged/ and returns the model loaded from there."""
+        path = self.folder / "merged"
+        if not path.exists():
+            from peft import PeftModel
+
+            adapted = PeftModel.from_pretrained(cast(Any, self.load_base().model), str(self.folder / "adapter"))
+            save_pruned(merge(adapted), path, tokenizer=self.tokenizer)
+        return load_pruned(path).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def evaluate(self, *, compare: bool = True) -> Result:
+        """Measure the merged model, as it loads from disk, on the validation sets; writes result.json.
+
+        With `compare`, its time and memory are measured beside the dense model's.
+        """
+        path = self.folder / "result.json"
+        if path.exists():
+            return Result.load(path)
+        model, dense = self.merge(), self.load_base().model
+        training = read_json(self.folder / "training.json", kind=TRAINING)
+        quality = {
+            name: self._measure_quality(model, self.features(examples), examples)
+            for name, examples in self.data.validation.items()
+        }
+        result = Result(
+            task={
+                "name": self.data.name,
+                "train_examples": len(self.data.train),
+                "labels": list(self.data.label_names),
+            },
+            model=self._describe_model(dense),
+            method=self.method,
+            scorer=self.settings.scorer if self.method == "prune-lora" else None,
+            seed=self.settings.seed,
+            recipe=self.recipe.to_json(),
+            quality=quality,
+            cost={
+                **count_costs(model, dense, length=self._typical_length()),
+                **(compare_inference(model, dense, batch=32, length=self._typical_length()) if compare else {}),
+                "trainable_parameters": training["trainable_parameters"],
+            },
+            history=tuple(training["history"]),
+            pruning=self._describe_pruning() if self.method == "prune-lora" else None,
+            notes=_warn(quality),
+            command=self.command,
+            versions=versions(),
+            machine=machine(),
+        )
+        result.save(path)
+        return result
+
+    def report(self) -> Path:
+        """Write report.html from result.json; returns its path."""
+        from pruning_adapter.reporting import write_report
+
+        path = self.folder / "report.html"
+        write_report(self.evaluate(), path)
+        return path
+
+    def _evaluate_briefly(self) -> Callable[[nn.Module], Mapping[str, float]]:
+        examples = next(iter(self.data.validation.values()))
+        features = self.features(examples)
+
+        def evaluate(model: nn.Module) -> Mapping[str, float]:
+            quality = self._measure_quality(model, features, examples)
+            return {metric: measure.value for metric, measure in quality.metrics.items()}
+
+        return evaluate
+
+    def _measure_quality(
+        self, model: nn.Module, features: list[dict[str, Any]], examples: tuple[Example, ...]
+    ) -> Quality:
+        scores = predict(model, features, make_collator(self.tokenizer))
+        labels = np.array([example.label for example in examples])
+        return measure_quality(self.data.metrics, scores=scores, labels=labels)
+
+    def _save_trained(self, model: nn.Module) -> None:
+        if self.method == "full":
+            save_pruned(model, self.folder / "merged", tokenizer=self.tokenizer)
+            return
+        with replace_folder(self.folder / "adapter") as aside:
+            # Embeddings are never resized here; without the flag, PEFT would ask the Hub.
+            cast(Any, model).save_pretrained(str(aside), save_embedding_layers=False)
+            self.tokenizer.save_pretrained(str(aside))
+
+    def _typical_length(self) -> int:
+        """Median length of the training examples in tokens, rounded up to a multiple of 8."""
+        sample = sample_examples(self.data.train, 512, self.settings.seed)
+        median = statistics.median(len(feature["input_ids"]) for feature in self.features(sample))
+        return -(-int(median) // 8) * 8
+
+    def _describe_model(self, dense: nn.Module) -> dict[str, Any]:
+        identity = identify(dense)
+        return {
+            "id": self.settings.model_id,
+            "revision": identity.revision,
+            "model_type": identity.model_type,
+            "fingerprint": identity.fingerprint,
+        }
+
+    def _describe_pruning(self) -> dict[str, Any]:
+        scores, (plan, ranks) = self.measure(), self.plan()
+        return {
+            "importance": [block.tolist() for block in scores.normalized(cast(Any, self.settings.normalization))],
+            "kept_heads": [list(kept) for kept in plan.kept_heads],
+            "dense_heads": list(plan.model.heads),
+            "ranks": list(ranks.ranks),
+            "rank_roles": list(ranks.roles),
+        }
+
+
+def _adjust_recipe(settings: Settings) -> Recipe:
+    recipe = find_recipe(settings.recipe)
+    if settings.epochs is not None:
+        recipe = replace(recipe, epochs=settings.epochs)
+    if settings.learning_rate is not None:
+        recipe = replace(recipe, learning_rate=dict.fromkeys(METHODS, settings.learning_rate))
+    return recipe
+
+
+def _warn(quality: Mapping[str, Quality]) -> tuple[str, ...]:
+    return tuple(
+        f"The model says the same for all {measured.examples} examples of {name}: it ended at the majority class and "
+        "has learnt nothing. Try a higher learning rate or more epochs."
+        for name, measured in quality.items()
+        if measured.at_majority
+    )

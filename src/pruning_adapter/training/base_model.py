@@ -1,0 +1,114 @@
+"""Loading the model to start from: from a folder or the Hub, safetensors only, no remote code."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning_adapter.architectures.registry import find_spec
+from pruning_adapter.architectures.sites import find_stacks
+from pruning_adapter.errors import CheckpointError
+
+__all__ = ["BaseModel", "load_base", "load_tokenizer"]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A dense classifier, ready to be scored, pruned and trained."""
+
+    model: nn.Module
+    fresh: tuple[str, ...]
+    """Modules whose weights the checkpoint does not hold: the task head, sometimes the pooler. They start at random, so
+    they must train and be saved, or the adapter would not reload to what it was."""
+
+
+def load_base(name: str, *, label_names: tuple[str, ...], seed: int, attention: str | None = None) -> BaseModel:
+    """Load `name` as a sequence classifier (or a regressor, if `label_names` is empty).
+
+    Args:
+        name: folder or hub id.
+        label_names: class names in the order of their numbers.
+        seed: seed of the weights that start at random.
+        attention: Transformers' `attn_implementation`; by default its own choice.
+
+    Raises:
+        ArchitectureError: a family that we do not know; the message lists those we do.
+        CheckpointError: not found here nor on the Hub, or not in safetensors.
+    """
+    from transformers import AutoModelForSequenceClassification, PretrainedConfig, set_seed
+
+    _check_safetensors(name)
+    try:
+        found, _ = PretrainedConfig.get_config_dict(name)
+        find_spec(found.get("model_type", "unknown"))
+        set_seed(seed)
+        labels = dict(enumerate(label_names)) or {0: "score"}
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            id2label=labels,
+            label2id={label: number for number, label in labels.items()},
+            num_labels=len(labels),
+            problem_type="single_label_classification" if label_names else "regression",
+            # Whatever the file holds: half-precision weights do not train. A lower precision for the frozen ones is a
+            # matter of the device, not of the checkpoint.
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            # A head trained for another number of classes starts anew; nothing else may differ in size.
+            ignore_mismatched_sizes=True,
+            **({} if attention is None else {"attn_implementation": attention}),
+        )
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(_explain(name, error)) from error
+    new = {*info["missing_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}
+    _check_blocks_are_complete(name, model, new)
+    return BaseModel(model=model, fresh=tuple(sorted({key.rpartition(".")[0] for key in new})))
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of `name`.
+
+    Raises:
+        CheckpointError: not found here nor on the Hub.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(_explain(name, error)) from error
+
+
+def _check_safetensors(name: str) -> None:
+    folder = Path(name)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")))
+    if pickled:
+        raise CheckpointError(
+            f"{folder} holds pickled weights ({pickled[0]}) and no safetensors. Unpickling can run code, so it is "
+            "never done here; convert them where you trust them: model.save_pretrained(folder)."
+        )
+    raise CheckpointError(f"{folder} holds no *.safetensors; it is not a saved model.")
+
+
+def _check_blocks_are_complete(name: str, model: nn.Module, new: set[str]) -> None:
+    blocks = tuple(f".{path}." for path, _, _ in find_stacks(model))
+    broken = sorted(key for key in new if any(block in f".{key}" for block in blocks))
+    if broken:
+        raise CheckpointError(
+            f"{name} lacks the weight {broken[0]!r}, or holds it in another size than its config.json says "
+            f"({len(broken)} weights in all): the checkpoint is damaged, or not of this architecture."
+        )
+
+
+def _explain(name: str, error: Exception) -> str:
+    first = next((line for line in str(error).strip().splitlines() if line), type(error).__name__)
+    if Path(name).is_dir():
+        return f"Cannot load a model from the folder {name}: {first}"
+    return (
+        f"Model {name!r} is no folder here and could not be had from the Hub ({first}). Check the name and the "
+        "connection, or pass --model with a local folder."
+    )

@@ -1,0 +1,176 @@
+"""Training on the Hugging Face Trainer: one road for every method, so that comparisons are fair."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from pruning_adapter.errors import TrainingError
+from pruning_adapter.training.recipes import Method, Recipe
+
+__all__ = ["make_collator", "make_trainer", "train_"]
+
+Features = Sequence[dict[str, Any]]
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+def make_collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """Pads a list of examples to the longest of them."""
+    # Multiples of 8 keep GPU matrix units aligned and cost a CPU nothing measurable.
+    pad = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None)
+    return cast(Callable[[list[dict[str, Any]]], dict[str, Tensor]], pad)
+
+
+def train_(
+    model: nn.Module,
+    features: Features,
+    *,
+    tokenizer: Any,
+    recipe: Recipe,
+    method: Method,
+    folder: Path,
+    seed: int,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+    accumulate: int = 1,
+) -> list[dict[str, float]]:
+    """Train `model` in place.
+
+    On one machine with the same versions and number of threads, the same seed gives the same weights, bit for bit on a
+    CPU.
+
+    Args:
+        model: what `apply_method` returned.
+        features: tokenised examples with `labels`.
+        tokenizer: pads the batches.
+        recipe: see `Recipe`.
+        method: chooses the recipe's learning rate.
+        folder: where checkpoints go; after each epoch the trainable weights and the optimiser's state.
+        seed: of dropout and of the order of the examples.
+        evaluate: called after every epoch; what it returns is logged as eval_<name>.
+        resume: go on from the last checkpoint in `folder`, if there is one.
+        accumulate: split each batch into this many parts that are computed one after the other.
+
+    Returns:
+        What was logged: dicts with step and epoch, and loss, learning_rate and grad_norm, or eval_<name>.
+
+    Raises:
+        TrainingError: a loss that is not a finite number, or a batch size that `accumulate` does not divide.
+    """
+    set_seed(seed)
+    trainer = make_trainer(
+        model,
+        features,
+        tokenizer=tokenizer,
+        recipe=recipe,
+        method=method,
+        folder=folder,
+        seed=seed,
+        accumulate=accumulate,
+    )
+    trainer.add_callback(_StopAtNan())
+    if evaluate is not None:
+        trainer.add_callback(_EvaluateEveryEpoch(trainer, evaluate))
+    from transformers.trainer_utils import get_last_checkpoint
+
+    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    return [_numbers(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
+
+
+def make_trainer(
+    model: nn.Module,
+    features: Features,
+    *,
+    tokenizer: Any,
+    recipe: Recipe,
+    method: Method,
+    folder: Path,
+    seed: int,
+    accumulate: int = 1,
+) -> Trainer:
+    """The Trainer that `train_` runs; see there. For those who want to add callbacks of their own.
+
+    Raises:
+        TrainingError: a batch size that `accumulate` does not divide.
+    """
+    if accumulate < 1 or recipe.batch_size % accumulate:
+        raise TrainingError(f"accumulate is {accumulate}; it must divide the batch size, {recipe.batch_size}.")
+    steps = math.ceil(math.ceil(len(features) / recipe.batch_size) * recipe.epochs)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate[method],
+        weight_decay=recipe.weight_decay,
+        per_device_train_batch_size=recipe.batch_size // accumulate,
+        gradient_accumulation_steps=accumulate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(recipe.warmup_share * steps),
+        train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not torch.cuda.is_available(),
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_strategy="steps",
+        logging_steps=max(1, min(50, steps // 20)),
+        # The filter would show the last finite loss in place of a NaN.
+        logging_nan_inf_filter=False,
+        label_names=["labels"],
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=None,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = Trainer(
+        model=cast(Any, model),
+        args=arguments,
+        train_dataset=cast(Any, features),
+        data_collator=make_collator(tokenizer),
+        processing_class=tokenizer,
+    )
+    # The Trainer sees **kwargs in the model's forward and takes it that the loss is divided by the number of items in
+    # the whole global batch; classifiers ignore that number, so the gradients would grow with the accumulation steps.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
+
+
+class _StopAtNan(TrainerCallback):
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = cast("dict[str, float]", kwargs.get("logs") or {})
+        for name in ("loss", "grad_norm"):
+            value = logs.get(name)
+            if value is not None and not math.isfinite(value):
+                raise TrainingError(
+                    f"The training {name} is {value} at step {state.global_step}. Lower the learning rate "
+                    f"({args.learning_rate:g}), or look for NaN in the weights. Checkpoints of earlier epochs are kept "
+                    f"in {args.output_dir}."
+                )
+
+
+class _EvaluateEveryEpoch(TrainerCallback):
+    def __init__(self, trainer: Trainer, evaluate: Evaluate) -> None:
+        self._trainer = trainer
+        self._evaluate = evaluate
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = cast(nn.Module, kwargs["model"])
+        self._trainer.log({f"eval_{name}": value for name, value in self._evaluate(model).items()})
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in entry.items() if isinstance(value, int | float)}

@@ -64,9 +64,8 @@ def main() -> None:
             write(options, done)
             left = (time.monotonic() - start) / number * (len(todo) - number)
             cell = done[-1]
-            print(
-                f"{cell['task']:6} {cell['arm']:20} seed {cell['seed']}: {cell['value']:.4f}   ~{left / 60:.0f} min left"
-            )
+            said = f"{cell['task']:6} {cell['arm']:20} seed {cell['seed']}: {cell['value']:.4f}"
+            print(f"{said}   ~{left / 60:.0f} min left", flush=True)
     print(options.output.with_suffix(".md").read_text())
 
 

@@ -7,7 +7,8 @@ save as soon as both they and this package are imported, in either order.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wrapt import register_post_import_hook
+import pruning_adapter.architectures as _architectures
+from pruning_adapter.hooks import install as _install_hooks
 
 if TYPE_CHECKING:
     from pruning_adapter.adapter import PruneLoraConfig
@@ -70,15 +71,6 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _teach_transformers(module: object) -> None:
-    from pruning_adapter.checkpoint.rebuild import teach_transformers
-
-    teach_transformers()
-
-
-def _teach_peft(module: object) -> None:
-    import_module("pruning_adapter.adapter")
-
-
-register_post_import_hook(_teach_transformers, "transformers.modeling_utils")
-register_post_import_hook(_teach_peft, "peft")
+# The families must be known before anybody waits for their modules.
+del _architectures
+_install_hooks()

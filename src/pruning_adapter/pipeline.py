@@ -8,7 +8,7 @@ A run lives in a folder; every step reads the files of the ones before and write
 
 import shutil
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -46,10 +46,17 @@ from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import sample_examples, tokenize
 from pruning_adapter.training.trainer import make_collator, train_
 
-__all__ = ["Run", "plan_from_settings", "prepare_folder"]
+__all__ = ["Run", "plan_from_settings", "prepare_folder", "prepare_step"]
 
-FILES = ("settings.json", "importance.json", "plan.json", "ranks.json", "training.json", "result.json", "report.html")
-FOLDERS = ("adapter", "merged", "checkpoints")
+STEPS = {
+    "importance": ("importance.json",),
+    "plan": ("plan.json", "ranks.json"),
+    "train": ("training.json", "adapter", "checkpoints"),
+    "merge": ("merged",),
+    "evaluate": ("result.json",),
+    "report": ("report.html",),
+}
+"""What each step writes, in their order."""
 TRAINING = "pruning-adapter training"
 
 
@@ -69,10 +76,31 @@ def prepare_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
             "--overwrite, or name another folder."
         )
     # Only what a run writes: other files in the folder are the user's.
-    for name in FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    _remove(folder, ["settings.json", *(name for names in STEPS.values() for name in names)])
+
+
+def prepare_step(folder: Path, step: str, *, overwrite: bool) -> None:
+    """Make sure that a step may write its files; replacing them takes away those of all later steps, now out of date.
+
+    Raises:
+        OutputError: its files exist and `overwrite` was not given.
+    """
+    # Checkpoints alone are an interrupted training, which goes on.
+    there = [path for name in STEPS[step] if name != "checkpoints" and (path := folder / name).exists()]
+    if there and not overwrite:
+        raise OutputError(f"{there[0]} exists already; replace it, and what followed from it, with --overwrite.")
+    if overwrite:
+        steps = list(STEPS)
+        _remove(folder, [name for later in steps[steps.index(step) :] for name in STEPS[later]])
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def plan_from_settings(settings: Settings, scores: ImportanceScores) -> tuple[PruningPlan, RankPlan]:
@@ -110,6 +138,7 @@ class Run:
     """One run in its folder. Steps that are done already are not done again: their files are read."""
 
     def __init__(self, settings: Settings, folder: Path, *, command: str = "") -> None:
+        settings.check()
         if settings.method not in METHODS:
             raise PlanError(f"Method {settings.method!r} is unknown; there are {', '.join(METHODS)}.")
         self.settings = settings

@@ -12,6 +12,7 @@ __all__ = ["Scorer", "Settings"]
 
 KIND = "pruning-adapter settings"
 Scorer = Literal["gradient", "random", "magnitude", "reversed"]
+RULES = ("preset", "keep_heads", "keep_ratio", "threshold")
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -57,16 +58,19 @@ class Settings:
     """Trainable parameters (LoRA and normalisation layers) to spread by importance, in place of high and low rank."""
     accumulate: int = 1
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse settings that contradict each other.
+
+        Raises:
+            DataError, PlanError, TrainingError: which, and what to do.
+        """
         self._check_data()
         if self.scorer not in get_args(Scorer):
             raise PlanError(f"Scorer {self.scorer!r} is unknown; use one of {', '.join(get_args(Scorer))}.")
-        rules = [
-            name for name in ("preset", "keep_heads", "keep_ratio", "threshold") if getattr(self, name) is not None
-        ]
+        rules = [name for name in RULES if getattr(self, name) is not None]
         if len(rules) > 1:
             raise PlanError(
-                f"Give one of preset, keep_heads, keep_ratio and threshold; {' and '.join(rules)} were given."
+                f"Give one of {', '.join(RULES)}; {' and '.join(rules)} were given, now or earlier in this run."
             )
         for name in ("epochs", "learning_rate"):
             value = getattr(self, name)
@@ -122,6 +126,13 @@ class Settings:
     def changed(self, given: Mapping[str, Any]) -> "Settings":
         """These settings with the values in `given` in place of theirs; None leaves a value as it is."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def with_rule(self, given: Mapping[str, Any]) -> "Settings":
+        """As `changed`; a pruning rule in `given` replaces another that was set earlier."""
+        base = self
+        if any(given.get(name) is not None for name in RULES):
+            base = replace(self, **dict.fromkeys(RULES))
+        return base.changed(given)
 
     def check_same(self, other: "Settings", path: Path) -> None:
         """Refuse to go on with other settings than a run began with.

@@ -8,10 +8,9 @@ the weights are read. The result consists of stock modules; unpruned checkpoints
 from typing import Any
 
 from torch import nn
-from wrapt import register_post_import_hook
+from transformers.monkey_patching import register_patch_mapping
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
-from pruning_adapter.architectures.registry import on_register
 from pruning_adapter.architectures.sites import Site
 from pruning_adapter.architectures.spec import ArchitectureSpec, BlockStack
 from pruning_adapter.errors import CheckpointError
@@ -21,37 +20,29 @@ __all__ = ["teach_transformers"]
 
 _STOCK: dict[tuple[str, str], type[nn.Module]] = {}
 """Transformers' own classes by module and name, kept because the module shows ours while a model is loaded."""
+_STAND_INS: dict[tuple[str, str], type[nn.Module]] = {}
+"""Our classes by family and name."""
 
 
-def teach_transformers() -> None:
-    """Make `from_pretrained` rebuild pruned models of every known family, also of those registered later."""
-    on_register(_teach_family)
+def teach_transformers(spec: ArchitectureSpec, stack: BlockStack, imported: Any) -> None:
+    """Learn Transformers' own class from a module that has just been imported, and register ours to stand in for it.
+
+    Args:
+        spec: a family.
+        stack: one of its lists of blocks.
+        imported: the module that defines the class that builds the list, or a class of the same name.
+    """
+    name = stack.built_by[1]
+    if (spec.family, name) not in _STAND_INS:
+        _STAND_INS[spec.family, name] = _make_stand_in(spec, stack)
+    stand_in = _STAND_INS[spec.family, name]
+    stock: object = getattr(imported, name, None)
+    if isinstance(stock, type) and issubclass(stock, nn.Module) and stock is not stand_in:
+        _STOCK[imported.__name__, name] = stock
+        register_patch_mapping({f"^{name}$": stand_in}, overwrite=True)
 
 
-def _teach_family(spec: ArchitectureSpec) -> None:
-    for index, stack in enumerate(spec.stacks):
-        module, name = stack.built_by
-        if not module.startswith("transformers."):
-            continue  # A user's own model: Transformers patches nothing outside itself.
-        stand_in = _make_stand_in(spec, index, stack)
-
-        def capture(imported: Any, name: str = name, stand_in: type[nn.Module] = stand_in) -> None:
-            stock: object = getattr(imported, name, None)
-            if isinstance(stock, type) and issubclass(stock, nn.Module) and stock is not stand_in:
-                _STOCK[imported.__name__, name] = stock
-
-        for home in (module, *stack.homonyms):
-            register_post_import_hook(capture, home)
-        _register_patch(name, stand_in)
-
-
-def _register_patch(name: str, stand_in: type[nn.Module]) -> None:
-    from transformers.monkey_patching import register_patch_mapping
-
-    register_patch_mapping({f"^{name}$": stand_in}, overwrite=True)
-
-
-def _make_stand_in(spec: ArchitectureSpec, index: int, stack: BlockStack) -> type[nn.Module]:
+def _make_stand_in(spec: ArchitectureSpec, stack: BlockStack) -> type[nn.Module]:
     """A class whose instances are those of the stock class, cut to the heads that the config names."""
     name = stack.built_by[1]
 
@@ -61,7 +52,7 @@ def _make_stand_in(spec: ArchitectureSpec, index: int, stack: BlockStack) -> typ
         built = stock(config, *args, **kwargs)
         removed = getattr(config, CONFIG_FIELD, None)
         if removed is not None and config.model_type in spec.model_types:
-            _cut_stack_(built, PrunedState.from_json(removed), stack, last=index == len(spec.stacks) - 1)
+            _cut_stack_(built, PrunedState.from_json(removed), stack, last=stack is spec.stacks[-1])
         return built
 
     return type(f"Pruned{name}", (nn.Module,), {"__new__": build})

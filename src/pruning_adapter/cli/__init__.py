@@ -1,0 +1,50 @@
+"""The command line. Verbs parse, call and print; whatever is slow to import is imported when a verb runs."""
+
+import sys
+
+import typer
+
+from pruning_adapter import __version__
+from pruning_adapter.cli.evaluate import evaluate
+from pruning_adapter.cli.importance import importance
+from pruning_adapter.cli.merge import merge
+from pruning_adapter.cli.plan import plan
+from pruning_adapter.cli.report import report
+from pruning_adapter.cli.run import run
+from pruning_adapter.cli.train import train
+from pruning_adapter.errors import PruningAdapterError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="pruning-adapter",
+    help="Fine-tune a transformer cheaply and serve it cheaply: prune by importance for the task, then train LoRA.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for verb in (run, importance, plan, train, merge, evaluate, report):
+    app.command()(verb)
+
+
+@app.callback(invoke_without_command=True)
+def about(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        typer.echo(f"pruning-adapter {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors that we foresee are one line and exit status 2."""
+    try:
+        app()
+    except PruningAdapterError as error:
+        typer.secho(f"error: {error}", err=True, fg="red")
+        sys.exit(2)
+    except OSError as error:
+        # From the libraries below: a full disk, a folder that vanished. What is written is written aside first.
+        typer.secho(f"error: {error}. Files of earlier steps are untouched.", err=True, fg="red")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("Interrupted. Go on with --resume.", err=True)
+        sys.exit(130)

@@ -1,0 +1,46 @@
+"""`pruning-adapter importance`: how much each head matters."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pruning_adapter.cli import options as o
+from pruning_adapter.cli.session import open_run, prepare_libraries
+
+__all__ = ["importance"]
+
+
+def importance(
+    model: o.ModelName = None,
+    demo: o.Demo = False,
+    task: o.Task = None,
+    data_dir: o.DataDir = None,
+    train_file: o.TrainFile = None,
+    validation_file: o.ValidationFile = None,
+    text_columns: o.TextColumns = None,
+    label_column: o.LabelColumn = None,
+    train_rows: o.TrainRows = None,
+    scorer: o.ScorerName = None,
+    reduction: o.Reduction = None,
+    examples: o.Examples = None,
+    seed: o.Seed = None,
+    output_dir: o.OutputDir = Path("run"),
+    figure: Annotated[Path | None, typer.Option(help="Also draw the map, as PNG or SVG.")] = None,
+    overwrite: o.Overwrite = False,
+    threads: o.Threads = None,
+    verbose: o.Verbose = False,
+) -> None:
+    """Measure how much each head matters for a task; writes importance.json."""
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("output_dir", "figure", "overwrite", "threads", "verbose")
+    }
+    from pruning_adapter.cli import show
+
+    prepare_libraries(threads=threads, verbose=verbose)
+    scores = open_run(output_dir, given, step="importance", overwrite=overwrite).measure()
+    show.value("Importance", scores)
+    if figure is not None:
+        scores.draw(figure)

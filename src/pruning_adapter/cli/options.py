@@ -1,0 +1,111 @@
+"""The options that several verbs share. Their help is written here once; this module must stay quick to import."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Accumulate",
+    "AllowEmptyBlocks",
+    "DataDir",
+    "Demo",
+    "Epochs",
+    "Examples",
+    "HighRank",
+    "KeepHeads",
+    "KeepRatio",
+    "LabelColumn",
+    "LearningRate",
+    "LowRank",
+    "MethodName",
+    "ModelName",
+    "Normalization",
+    "OutputDir",
+    "Overwrite",
+    "Preset",
+    "RankBudget",
+    "RecipeName",
+    "Reduction",
+    "ScorerName",
+    "Seed",
+    "Task",
+    "TextColumns",
+    "Threads",
+    "Threshold",
+    "TopBlocks",
+    "TrainFile",
+    "TrainRows",
+    "ValidationFile",
+    "Verbose",
+]
+
+_DATA, _SCORES, _PLAN, _TRAIN = "Model and data", "Importance", "Plans", "Training"
+
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="Hub id or folder of the base model.", rich_help_panel=_DATA)
+]
+Demo = Annotated[
+    bool, typer.Option("--demo", help="The embedded encoder and a task made here; no network.", rich_help_panel=_DATA)
+]
+Task = Annotated[str | None, typer.Option(help="A GLUE task, such as rte or sst2.", rich_help_panel=_DATA)]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of GLUE data; without it, the Hub.", rich_help_panel=_DATA)]
+TrainFile = Annotated[
+    Path | None, typer.Option(help="Your own examples: csv, tsv, jsonl or parquet.", rich_help_panel=_DATA)
+]
+ValidationFile = Annotated[Path | None, typer.Option(help="Your own validation examples.", rich_help_panel=_DATA)]
+TextColumns = Annotated[
+    str | None, typer.Option(help="One text column, or two with a comma between.", rich_help_panel=_DATA)
+]
+LabelColumn = Annotated[str | None, typer.Option(help="The label column.", rich_help_panel=_DATA)]
+TrainRows = Annotated[int | None, typer.Option(help="Train on a random subset of this size.", rich_help_panel=_DATA)]
+
+ScorerName = Annotated[
+    str | None,
+    typer.Option("--scorer", help="gradient, random, magnitude or reversed. [gradient]", rich_help_panel=_SCORES),
+]
+Reduction = Annotated[
+    str | None, typer.Option(help="example, batch, token or bertology. [example]", rich_help_panel=_SCORES)
+]
+Examples = Annotated[int | None, typer.Option(help="Training examples to measure on. [256]", rich_help_panel=_SCORES)]
+
+Preset = Annotated[
+    str | None, typer.Option(help="A setting of the paper: paper or paper-counts.", rich_help_panel=_PLAN)
+]
+KeepHeads = Annotated[int | None, typer.Option(help="How many heads stay.", rich_help_panel=_PLAN)]
+KeepRatio = Annotated[
+    float | None, typer.Option(help="Share of heads that stay, in (0, 1]. [0.7]", rich_help_panel=_PLAN)
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="Heads of lower normalised importance go.", rich_help_panel=_PLAN)
+]
+Normalization = Annotated[
+    str | None, typer.Option(help="Compare heads per block or over the model. [block]", rich_help_panel=_PLAN)
+]
+AllowEmptyBlocks = Annotated[
+    bool | None,
+    typer.Option("--allow-empty-blocks", help="A block may lose all its heads.", rich_help_panel=_PLAN),
+]
+TopBlocks = Annotated[int | None, typer.Option(help="Blocks of high rank. [a third]", rich_help_panel=_PLAN)]
+HighRank = Annotated[int | None, typer.Option(help="Rank of the most important blocks. [8]", rich_help_panel=_PLAN)]
+LowRank = Annotated[int | None, typer.Option(help="Rank of the other blocks. [4]", rich_help_panel=_PLAN)]
+RankBudget = Annotated[
+    int | None,
+    typer.Option(help="Trainable parameters to spread by importance instead.", rich_help_panel=_PLAN),
+]
+
+MethodName = Annotated[
+    str | None, typer.Option("--method", help="full, lora or prune-lora. [prune-lora]", rich_help_panel=_TRAIN)
+]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="default or paper. [default]", rich_help_panel=_TRAIN)]
+Epochs = Annotated[float | None, typer.Option(help="In place of the recipe's.", rich_help_panel=_TRAIN)]
+LearningRate = Annotated[float | None, typer.Option(help="In place of the recipe's.", rich_help_panel=_TRAIN)]
+Accumulate = Annotated[
+    int | None, typer.Option(help="Split each batch into this many parts. [1]", rich_help_panel=_TRAIN)
+]
+
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [0]")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; by default all cores.")]
+OutputDir = Annotated[Path, typer.Option(help="The run's folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what the libraries below say.")]

@@ -1,0 +1,72 @@
+"""What every verb does before its work: quiet libraries, threads, and the run's folder with its settings."""
+
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pruning_adapter.pipeline import Run
+
+__all__ = ["begin_run", "open_run", "prepare_libraries"]
+
+
+def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
+    """Set the number of threads, and keep the libraries below from talking."""
+    import torch
+    import transformers
+
+    if threads is not None:
+        torch.set_num_threads(max(1, threads))
+    if verbose:
+        logging.basicConfig(level=logging.INFO)
+        transformers.logging.set_verbosity_info()
+        return
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume: bool) -> "Run":
+    """A whole run in `folder`: new, or resumed with the same settings."""
+    from pruning_adapter.pipeline import Run, prepare_folder
+    from pruning_adapter.settings import Settings
+
+    settings, path = Settings().changed(_plain(given)), folder / "settings.json"
+    settings.check()
+    prepare_folder(folder, overwrite=overwrite, resume=resume)
+    if resume and path.exists():
+        settings.check_same(Settings.load(path), folder)
+    settings.save(path)
+    return Run(settings, folder, command=_command())
+
+
+def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bool) -> "Run":
+    """The run in `folder`, about to do `step`; options that are given replace those it was begun with."""
+    from pruning_adapter.pipeline import Run, prepare_step
+    from pruning_adapter.settings import Settings
+
+    path = folder / "settings.json"
+    settings = (Settings.load(path) if path.exists() else Settings()).with_rule(_plain(given))
+    settings.check()
+    prepare_step(folder, step, overwrite=overwrite)
+    settings.save(path)
+    return Run(settings, folder, command=_command())
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as settings hold them: paths as text, column names apart; what was not given is None."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    columns = plain.get("text_columns")
+    if columns is not None:
+        plain["text_columns"] = tuple(name.strip() for name in columns.split(",") if name.strip())
+    if not plain.get("demo"):
+        plain.pop("demo", None)
+    return plain
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,66 @@
+"""What the verbs print."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pruning_adapter.evaluation.result import Result
+    from pruning_adapter.training.examples import TaskData
+
+__all__ = ["result", "step", "task", "value"]
+
+_CONSOLE = Console(highlight=False)
+
+
+def step(text: str) -> None:
+    """Announce a step."""
+    _CONSOLE.print(f"[bold]{text}[/bold]", soft_wrap=True)
+
+
+def value(title: str, content: object) -> None:
+    """Print a value (scores, a plan) under its title, as it prints itself."""
+    step(title)
+    _CONSOLE.print(str(content), markup=False, soft_wrap=True)
+    _CONSOLE.print()
+
+
+def task(data: "TaskData", model: str) -> None:
+    """Say what will be worked on."""
+    sets = ", ".join(f"{len(examples):,} {name}" for name, examples in data.validation.items())
+    step(f"{data.name} with {model}")
+    _CONSOLE.print(f"{len(data.train):,} training examples, {sets}\n", markup=False)
+
+
+def result(found: "Result") -> None:
+    """Print quality beside the majority class, and cost beside the dense model."""
+    table = Table("validation set", "metric", "value", "95 % interval", "majority class", "examples")
+    for name, quality in found.quality.items():
+        majority = "" if quality.majority_rate is None else f"{quality.majority_rate:.1%}"
+        for metric, measure in quality.metrics.items():
+            interval = f"{measure.low:.3f} - {measure.high:.3f}"
+            beside = majority if metric == "accuracy" else ""
+            table.add_row(name, metric, f"{measure.value:.3f}", interval, beside, f"{quality.examples:,}")
+    _CONSOLE.print(table)
+    _cost(found.cost)
+    for note in found.notes:
+        _CONSOLE.print(f"[bold white on red] WARNING [/] [bold red]{note}[/]", soft_wrap=True)
+
+
+def _cost(cost: Mapping[str, Any]) -> None:
+    share = cost["parameters"] / cost["dense_parameters"]
+    lines = [
+        f"parameters  {cost['parameters']:,} of {cost['dense_parameters']:,} ({share:.1%})",
+        f"trained     {cost['trainable_parameters']:,} ({cost['trainable_parameters'] / cost['parameters']:.2%})",
+        f"MACs        {cost['macs'] / cost['dense_macs']:.3f} of the dense model's at length {cost['length']}",
+    ]
+    for name, key in (("latency", "latency_ratio"), ("memory", "memory_ratio")):
+        if key in cost:
+            ratio = cost[key]
+            lines.append(
+                f"{name:11} {ratio['median']:.3f} of the dense model's "
+                f"(quartiles {ratio['q1']:.3f} - {ratio['q3']:.3f}; batch {cost['batch']} x {cost['length']})"
+            )
+    _CONSOLE.print("\n".join(lines), markup=False)

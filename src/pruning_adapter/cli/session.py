@@ -21,8 +21,12 @@ def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
 
     if threads is not None:
         torch.set_num_threads(max(1, threads))
+    told = logging.StreamHandler(sys.stdout)
+    told.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("pruning_adapter")
+    ours.handlers = [told]
+    ours.setLevel(logging.INFO)
     if verbose:
-        logging.basicConfig(level=logging.INFO)
         transformers.logging.set_verbosity_info()
         return
     transformers.logging.set_verbosity_error()

@@ -46,8 +46,10 @@ def _control(model: nn.Module, heads: list[Tensor], *, scorer: str, seed: int | 
 
 
 def _magnitudes(site: Site) -> Tensor:
-    shape = site.shape()
     squares = torch.zeros(site.heads, dtype=torch.float64)
+    if not site.heads:
+        return squares
+    shape = site.shape()
     for head in range(site.heads):
         for projection in site.spec.projections:
             module = site.module(projection.path)

@@ -151,6 +151,8 @@ def _check_nothing_shared(model: nn.Module, sites: Sequence[Site]) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for site in sites:
+        if not site.heads:
+            continue
         for path in (*(p.path for p in site.spec.projections), site.spec.output):
             for parameter in site.module(path).parameters(recurse=False):
                 names = owners.get(id(parameter), [])

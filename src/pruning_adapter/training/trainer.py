@@ -1,5 +1,6 @@
 """Training on the Hugging Face Trainer: one road for every method, so that comparisons are fair."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -21,6 +23,8 @@ from pruning_adapter.errors import TrainingError
 from pruning_adapter.training.recipes import Method, Recipe
 
 __all__ = ["make_collator", "make_trainer", "train_"]
+
+_LOGGER = logging.getLogger(__name__)
 
 Features = Sequence[dict[str, Any]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -80,6 +84,8 @@ def train_(
         seed=seed,
         accumulate=accumulate,
     )
+    # It prints every log entry as a dict where there is no terminal for a progress bar.
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_StopAtNan())
     if evaluate is not None:
         trainer.add_callback(_EvaluateEveryEpoch(trainer, evaluate))
@@ -169,7 +175,10 @@ class _EvaluateEveryEpoch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = cast(nn.Module, kwargs["model"])
-        self._trainer.log({f"eval_{name}": value for name, value in self._evaluate(model).items()})
+        found = self._evaluate(model)
+        self._trainer.log({f"eval_{name}": value for name, value in found.items()})
+        told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        _LOGGER.info("epoch %g of %g: %s", state.epoch or 0, args.num_train_epochs, told)
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:

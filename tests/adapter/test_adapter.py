@@ -1,0 +1,181 @@
+"""The adapter as a PEFT method: what PEFT's own roads do with it, and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification, PeftConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification
+
+import pruning_adapter as pa
+from conformance import logits, make_plan
+from pruning_adapter.architectures.sites import find_sites
+from pruning_adapter.errors import AdapterError, CheckpointError, PlanError
+from tiny import make_batch, make_model, randomize_
+
+PRUNED = {0: [1, 3], 2: [0]}
+
+
+@pytest.fixture
+def base_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    make_model("bert").save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def make_config(model: Any, pruned: dict[int, list[int]] = PRUNED, **options: Any) -> pa.PruneLoraConfig:
+    return pa.PruneLoraConfig(pruning=make_plan(model, pruned), task_type="SEQ_CLS", **options)
+
+
+def make_adapted(folder: Path, **options: Any) -> Any:
+    base = load(folder)
+    model = get_peft_model(base, make_config(base, **options)).eval()
+    randomize_(model, only_trainable=True)
+    return model
+
+
+def test_what_trains_is_lora_norms_and_classifier(base_folder: Path) -> None:
+    model = make_adapted(base_folder)
+    kinds = {
+        next(kind for kind in ("lora_", "LayerNorm", "classifier", "other") if kind in name or kind == "other")
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert kinds == {"lora_", "LayerNorm", "classifier"}
+    without = make_adapted(base_folder, train_norms=False)
+    assert not any("LayerNorm" in name for name, p in without.named_parameters() if p.requires_grad)
+
+
+def test_ranks_and_scaling_follow_the_plan(base_folder: Path) -> None:
+    base = load(base_folder)
+    scores = pa.measure_importance(base, [make_batch()])
+    plan = make_plan(base, PRUNED)
+    ranks = pa.plan_ranks(scores, plan, top_blocks=1, high=6, low=2, roles=("query", "value"))
+    config = pa.PruneLoraConfig(pruning=plan, ranks=ranks, task_type="SEQ_CLS", r=4, lora_alpha=8)
+    model = get_peft_model(base, config)
+    for site, rank in zip(find_sites(model), ranks.ranks, strict=True):
+        attention: Any = site.block.get_submodule("attention.self")
+        assert attention.query.r["default"] == attention.value.r["default"] == rank
+        assert attention.query.scaling["default"] == 2.0
+        assert not hasattr(attention.key, "lora_A")
+        assert not hasattr(site.output, "lora_A")
+
+
+def test_every_road_to_a_saved_adapter_gives_the_same_model(base_folder: Path, tmp_path: Path) -> None:
+    model, batch = make_adapted(base_folder), make_batch()
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    expected = logits(model, batch)
+    roads = {
+        "PeftModel": PeftModel.from_pretrained(load(base_folder), tmp_path / "adapter"),
+        "AutoPeftModel": AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter"),
+        "AutoModel": AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapter"),
+    }
+    second = get_peft_model(load(base_folder), make_config(load(base_folder)))
+    second.load_adapter(tmp_path / "adapter", adapter_name="again")
+    second.set_adapter("again")
+    roads["load_adapter"] = second
+    for name, road in roads.items():
+        torch.testing.assert_close(
+            logits(road.eval(), batch), expected, rtol=0, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_adapters_that_share_a_plan_live_together(base_folder: Path) -> None:
+    model, batch = make_adapted(base_folder), make_batch()
+    first = logits(model, batch)
+    model.add_adapter("second", make_config(load(base_folder)))
+    model.set_adapter("second")
+    model.eval()
+    randomize_(model, only_trainable=True)
+    second = logits(model, batch)
+    assert not torch.allclose(first, second)
+    model.set_adapter("default")
+    assert torch.equal(logits(model, batch), first)
+    model.delete_adapter("second")
+    assert torch.equal(logits(model, batch), first)
+
+
+def test_an_adapter_of_another_plan_is_refused_and_leaves_nothing(base_folder: Path) -> None:
+    model, batch = make_adapted(base_folder), make_batch()
+    before = logits(model, batch)
+    with pytest.raises(AdapterError, match=r"already pruned otherwise \(block 0 has the heads \[0, 2\]"):
+        model.add_adapter("other", make_config(load(base_folder), {0: [1]}))
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits(model, batch), before)
+
+
+def test_another_base_is_refused_before_a_weight_moves(base_folder: Path, tmp_path: Path) -> None:
+    make_adapted(base_folder).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    other, batch = make_model("bert", seed=1), make_batch()
+    before = logits(other, batch)
+    with pytest.raises(PlanError, match=r"other weights"):
+        PeftModel.from_pretrained(other, tmp_path / "adapter")
+    with pytest.raises(PlanError, match=r"was made for .*bert, 3 blocks x 4 heads of 8; this model has roberta"):
+        PeftModel.from_pretrained(make_model("roberta"), tmp_path / "adapter")
+    assert torch.equal(logits(other, batch), before)
+    assert getattr(other.config, "pruning", None) is None
+
+
+def test_a_base_that_was_pruned_the_same_way_is_accepted_but_not_one_trained_since(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    model, batch = make_adapted(base_folder), make_batch()
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    base = load(base_folder)
+    pa.prune_(base, make_plan(base, PRUNED))
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=0, atol=1e-12)
+    pa.save_pruned(model, tmp_path / "merged")
+    with pytest.raises(AdapterError, match=r"trained since \(a merged model\?\)"):
+        PeftModel.from_pretrained(pa.load_pruned(tmp_path / "merged"), tmp_path / "adapter")
+
+
+def test_accepting_other_weights_makes_the_adapter_remember_its_real_base(base_folder: Path, tmp_path: Path) -> None:
+    plan, other = make_plan(load(base_folder), PRUNED), make_model("bert", seed=1)
+    other.save_pretrained(tmp_path / "other")
+    config = pa.PruneLoraConfig(pruning=plan, task_type="SEQ_CLS", allow_other_weights=True)
+    model = get_peft_model(other, config).eval()
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    loaded = PeftModel.from_pretrained(load(tmp_path / "other"), tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(loaded, make_batch()), logits(model, make_batch()), rtol=0, atol=1e-12)
+    with pytest.raises(PlanError, match=r"other weights"):
+        PeftModel.from_pretrained(load(base_folder), tmp_path / "adapter")
+
+
+def test_a_config_without_a_plan_or_with_ranks_of_another_is_refused(base_folder: Path) -> None:
+    with pytest.raises(AdapterError, match=r"needs pruning=PruningPlan.*peft\.LoraConfig"):
+        pa.PruneLoraConfig(task_type="SEQ_CLS")
+    base = load(base_folder)
+    scores = pa.measure_importance(base, [make_batch()])
+    ranks = pa.plan_ranks(scores, make_plan(base, {0: [0]}), top_blocks=1)
+    with pytest.raises(AdapterError, match=r"made for another pruning plan"):
+        pa.PruneLoraConfig(pruning=make_plan(base, PRUNED), ranks=ranks)
+
+
+def test_a_damaged_adapter_config_is_one_clear_error(base_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    make_adapted(base_folder).save_pretrained(folder, save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text())
+    content["pruning"]["kept_heads"][0] = [0, 9]
+    path.write_text(json.dumps(content))
+    with pytest.raises(PlanError, match=r"keeps in block 0 head 9, but .* heads 0-3"):
+        PeftConfig.from_pretrained(folder)
+    del content["pruning"]["kept_heads"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"plan is incomplete or damaged: KeyError\('kept_heads'\)"):
+        PeftConfig.from_pretrained(folder)
+
+
+def test_the_adapter_on_disk_is_small_and_holds_no_base_weights(base_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    make_adapted(base_folder).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(any(part in name for part in ("lora_A", "lora_B", "LayerNorm", "classifier")) for name in names)

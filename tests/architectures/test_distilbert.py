@@ -1,0 +1,7 @@
+"""DistilBert obeys every law."""
+
+from conformance import Conformance
+
+
+class TestDistilBert(Conformance):
+    family = "distilbert"

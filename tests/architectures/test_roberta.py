@@ -1,0 +1,7 @@
+"""Roberta obeys every law."""
+
+from conformance import Conformance
+
+
+class TestRoberta(Conformance):
+    family = "roberta"

@@ -25,9 +25,7 @@ QKV = ("query", "key", "value")
         pytest.param(QKV, [1], 4, Fusion.BY_ROLE, [2, 3, 10, 11, 18, 19], id="fused by role, multi-head"),
         # 8 query rows, then 4 key rows, then 4 value rows.
         pytest.param(QKV, [2, 3], 2, Fusion.BY_ROLE, [4, 5, 6, 7, 10, 11, 14, 15], id="fused by role, grouped"),
-        pytest.param(
-            QKV, [0, 2], 2, Fusion.BY_ROLE, [0, 1, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15], id="one of each group"
-        ),
+        pytest.param(QKV, [0, 2], 2, Fusion.BY_ROLE, [0, 1, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15], id="one of each"),
         pytest.param(("key", "value"), [0, 1], 2, Fusion.BY_ROLE, [0, 1, 4, 5], id="key and value fused, grouped"),
         # 6 rows a head: its query, its key, its value.
         pytest.param(QKV, [0, 2], 4, Fusion.BY_HEAD, [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17], id="fused by head"),

@@ -73,9 +73,7 @@ def test_an_attribute_that_follows_must_count_something_known() -> None:
     ("roles", "covered"),
     [
         pytest.param([("query",), ("key",)], r"\['key', 'query'\]", id="no value"),
-        pytest.param(
-            [("query", "key", "value"), ("value",)], r"\['key', 'query', 'value', 'value'\]", id="value twice"
-        ),
+        pytest.param([("query", "key", "value"), ("value",)], r"\['key', 'query', 'value', 'value'\]", id="two values"),
         pytest.param([("query",), ("key",), ("values",)], r"\['key', 'query', 'values'\]", id="misspelt"),
         pytest.param([], r"\[\]", id="nothing"),
     ],

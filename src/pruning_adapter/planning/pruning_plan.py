@@ -150,7 +150,7 @@ class PruningPlan:
             )
         except PlanError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"The plan is incomplete or damaged: {error!r}.") from error
 
     def save(self, path: str | Path) -> None:

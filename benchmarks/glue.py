@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--bf16", action="store_true", help="train with bfloat16 matrix products")
     parser.add_argument("--jobs", type=int, default=1, help="cells at once; more than 1 only where a GPU has room")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each job")
     parser.add_argument("--output", type=Path, required=True)
@@ -94,6 +95,7 @@ def run_cell(options: dict[str, Any], task: str, arm: str, seed: int) -> dict[st
         epochs=options["epochs"],
         learning_rate=options["learning_rate"],
         keep_ratio=options["keep_ratio"],
+        bf16=options["bf16"],
         seed=seed,
         **ARMS[arm],
     )

@@ -8,7 +8,7 @@ A run lives in a folder; every step reads the files of the ones before and write
 
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import nn
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
 from pruning_adapter.environment import machine, versions
-from pruning_adapter.errors import OutputError, PlanError
+from pruning_adapter.errors import CheckpointError, OutputError, PruningAdapterError
 from pruning_adapter.evaluation.cost import compare_inference, count_costs, count_trainable
 from pruning_adapter.evaluation.metrics import measure_quality
 from pruning_adapter.evaluation.predict import predict
@@ -46,7 +46,7 @@ from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import sample_examples, tokenize
 from pruning_adapter.training.trainer import make_collator, train_
 
-__all__ = ["Run", "plan_from_settings", "prepare_folder", "prepare_step"]
+__all__ = ["Run", "check_folder", "check_step", "plan_from_settings", "remove_steps"]
 
 STEPS = {
     "importance": ("importance.json",),
@@ -60,7 +60,7 @@ STEPS = {
 TRAINING = "pruning-adapter training"
 
 
-def prepare_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
+def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """Make sure that a run may write into `folder`.
 
     Raises:
@@ -68,34 +68,34 @@ def prepare_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"The output folder {folder} is a file; name another one.")
-    if not folder.is_dir() or not any(folder.iterdir()) or resume:
-        return
-    if not overwrite:
+    if not (overwrite or resume) and folder.is_dir() and any(folder.iterdir()):
         raise OutputError(
             f"The output folder {folder} exists and is not empty. Go on with --resume, replace its run with "
             "--overwrite, or name another folder."
         )
-    # Only what a run writes: other files in the folder are the user's.
-    _remove(folder, ["settings.json", *(name for names in STEPS.values() for name in names)])
 
 
-def prepare_step(folder: Path, step: str, *, overwrite: bool) -> None:
-    """Make sure that a step may write its files; replacing them takes away those of all later steps, now out of date.
+def check_step(folder: Path, step: str, *, overwrite: bool) -> None:
+    """Make sure that a step may write its files.
 
     Raises:
         OutputError: its files exist and `overwrite` was not given.
+        CheckpointError: there is no adapter to merge.
     """
+    if step == "merge" and not (folder / "adapter").is_dir():
+        raise CheckpointError(
+            f'{folder} has no adapter/ to merge. Train first; by the method "full", training itself writes merged/.'
+        )
     # Checkpoints alone are an interrupted training, which goes on.
     there = [path for name in STEPS[step] if name != "checkpoints" and (path := folder / name).exists()]
     if there and not overwrite:
         raise OutputError(f"{there[0]} exists already; replace it, and what followed from it, with --overwrite.")
-    if overwrite:
-        steps = list(STEPS)
-        _remove(folder, [name for later in steps[steps.index(step) :] for name in STEPS[later]])
 
 
-def _remove(folder: Path, names: Iterable[str]) -> None:
-    for name in names:
+def remove_steps(folder: Path, first: str) -> None:
+    """Remove what the step `first` and all later ones wrote. Other files in the folder are the user's."""
+    steps = list(STEPS)
+    for name in [name for step in steps[steps.index(first) :] for name in STEPS[step]]:
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -139,8 +139,6 @@ class Run:
 
     def __init__(self, settings: Settings, folder: Path, *, command: str = "") -> None:
         settings.check()
-        if settings.method not in METHODS:
-            raise PlanError(f"Method {settings.method!r} is unknown; there are {', '.join(METHODS)}.")
         self.settings = settings
         self.folder = folder
         self.command = command
@@ -195,6 +193,15 @@ class Run:
         base.model.to("cuda" if torch.cuda.is_available() else "cpu")
         return base
 
+    def check_inputs(self) -> None:
+        """Load model, tokenizer and data once, so that what cannot work fails before anything is written or replaced.
+
+        Raises:
+            ArchitectureError, CheckpointError, DataError: which, and what to do.
+        """
+        self.load_base()
+        self.features(self.data.train[:1])
+
     def measure(self) -> ImportanceScores:
         """Score the heads; writes importance.json."""
         path = self.folder / "importance.json"
@@ -233,7 +240,8 @@ class Run:
 
     def train(self) -> None:
         """Train by the method; writes adapter/ (for "full": merged/) and training.json."""
-        if (self.folder / "training.json").exists():
+        trained = self.folder / ("merged" if self.method == "full" else "adapter")
+        if trained.exists() and (self.folder / "training.json").exists():
             return
         plan, ranks = self.plan() if self.method == "prune-lora" else (None, None)
         base = self.load_base()
@@ -251,6 +259,7 @@ class Run:
             evaluate=self._evaluate_briefly(),
             resume=True,
             accumulate=self.settings.accumulate,
+            bf16=self.settings.bf16,
         )
         self._save_trained(model)
         write_json(
@@ -263,10 +272,7 @@ class Run:
         """Merge into a stand-alone model; writes merged/ and returns the model loaded from there."""
         path = self.folder / "merged"
         if not path.exists():
-            from peft import PeftModel
-
-            adapted = PeftModel.from_pretrained(cast(Any, self.load_base().model), str(self.folder / "adapter"))
-            save_pruned(merge(adapted), path, tokenizer=self.tokenizer)
+            save_pruned(merge(self._load_adapted()), path, tokenizer=self.tokenizer)
         return load_pruned(path).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def evaluate(self, *, compare: bool = True) -> Result:
@@ -293,7 +299,7 @@ class Run:
             method=self.method,
             scorer=self.settings.scorer if self.method == "prune-lora" else None,
             seed=self.settings.seed,
-            recipe=self.recipe.to_json(),
+            recipe={**self.recipe.to_json(), "precision": "bfloat16 autocast" if self.settings.bf16 else "float32"},
             quality=quality,
             cost={
                 **count_costs(model, dense, length=self._typical_length()),
@@ -317,6 +323,18 @@ class Run:
         path = self.folder / "report.html"
         write_report(self.evaluate(), path)
         return path
+
+    def _load_adapted(self) -> nn.Module:
+        from peft import PeftModel
+
+        base, adapter = self.load_base().model, self.folder / "adapter"
+        try:
+            return cast(nn.Module, PeftModel.from_pretrained(cast(Any, base), str(adapter)))
+        except PruningAdapterError:
+            raise
+        except Exception as error:  # PEFT, safetensors, the JSON reader and the Hub's client each raise their own kinds
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{adapter} is missing, damaged or incomplete ({first}). Train again.") from error
 
     def _evaluate_briefly(self) -> Callable[[nn.Module], Mapping[str, float]]:
         examples = next(iter(self.data.validation.values()))

@@ -1,6 +1,6 @@
 """`Settings`: everything a run was asked to do, as one value that is saved beside its results."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +14,22 @@ KIND = "pruning-adapter settings"
 Scorer = Literal["gradient", "random", "magnitude", "reversed"]
 RULES = ("preset", "keep_heads", "keep_ratio", "threshold")
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+_RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
+    "train_rows": (DataError, lambda value: value >= 2, "2 or more"),
+    "examples": (DataError, lambda value: value >= 1, "1 or more"),
+    "epochs": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
+    "learning_rate": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
+    "accumulate": (TrainingError, lambda value: value >= 1, "1 or more"),
+    "seed": (TrainingError, lambda value: 0 <= value < 2**32, f"in 0 to {2**32 - 1}"),
+    "keep_heads": (PlanError, lambda value: value >= 1, "1 or more"),
+    "keep_ratio": (PlanError, lambda value: 0 < value <= 1, "the share of heads that stay, in (0, 1]"),
+    "threshold": (PlanError, lambda value: 0 <= value <= 1, "a normalised importance, in [0, 1]"),
+    "top_blocks": (PlanError, lambda value: value >= 0, "0 or more"),
+    "high_rank": (PlanError, lambda value: value >= 1, "1 or more"),
+    "low_rank": (PlanError, lambda value: value >= 0, "0 or more"),
+}
+"""What can be refused before any model is loaded; planning refuses what depends on the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +73,8 @@ class Settings:
     rank_budget: int | None = None
     """Trainable parameters (LoRA and normalisation layers) to spread by importance, in place of high and low rank."""
     accumulate: int = 1
+    bf16: bool = False
+    """Compute the matrix products of training in bfloat16 (autocast); weights and optimiser stay in float32."""
 
     def check(self) -> None:
         """Refuse settings that contradict each other.
@@ -65,17 +83,18 @@ class Settings:
             DataError, PlanError, TrainingError: which, and what to do.
         """
         self._check_data()
-        if self.scorer not in get_args(Scorer):
-            raise PlanError(f"Scorer {self.scorer!r} is unknown; use one of {', '.join(get_args(Scorer))}.")
+        self._check_names()
         rules = [name for name in RULES if getattr(self, name) is not None]
         if len(rules) > 1:
             raise PlanError(
                 f"Give one of {', '.join(RULES)}; {' and '.join(rules)} were given, now or earlier in this run."
             )
-        for name in ("epochs", "learning_rate"):
+        for name, (error, holds, rule) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise TrainingError(f"{name} is {value}; it must be a positive number.")
+            if value is not None and not (isinstance(value, int | float) and holds(value)):
+                raise error(f"{name} is {value}; it must be {rule}.")
+        if self.rank_budget is None and self.low_rank > self.high_rank:
+            raise PlanError(f"low_rank is {self.low_rank}; it must not be above high_rank, {self.high_rank}.")
 
     def _check_data(self) -> None:
         sources = [
@@ -93,8 +112,26 @@ class Settings:
             raise DataError("No model was named. Give --model, a folder or a hub id; --demo brings its own.")
         if self.train_file and not (self.validation_file and self.text_columns and self.label_column):
             raise DataError("--train-file also needs --validation-file, --text-columns and --label-column.")
-        if self.train_rows is not None and self.train_rows < 2:
-            raise DataError(f"--train-rows is {self.train_rows}; at least 2 rows are needed.")
+
+    def _check_names(self) -> None:
+        # Some of these bring torch, which settings themselves can do without.
+        from pruning_adapter.importance.estimate import Reduction
+        from pruning_adapter.importance.normalize import Scope
+        from pruning_adapter.planning.presets import find_preset
+        from pruning_adapter.training.recipes import METHODS, find_recipe
+
+        for name, known in (
+            ("scorer", get_args(Scorer)),
+            ("reduction", get_args(Reduction)),
+            ("normalization", get_args(Scope)),
+            ("method", METHODS),
+        ):
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
+                raise PlanError(f"{name.capitalize()} {value!r} is unknown; use one of {', '.join(known)}.")
+        find_recipe(self.recipe)
+        if self.preset is not None:
+            find_preset(self.preset)
 
     @property
     def model_id(self) -> str:

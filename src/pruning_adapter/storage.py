@@ -51,9 +51,11 @@ def replace_folder(path: str | Path) -> Generator[Path]:
     """Yield an empty folder beside `path`; on success it replaces `path` as a whole, on failure it is removed.
 
     Raises:
-        OutputError: the parent is read-only or the disk is full; `path` is then what it was before.
+        OutputError: the parent is read-only, the disk is full, or `path` is a file; it is then what it was before.
     """
     target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target} is a file, where a folder is to be written; name another place.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -68,22 +70,22 @@ def replace_folder(path: str | Path) -> Generator[Path]:
                 _flush(file)
                 # safetensors writes for its owner's eyes only.
                 file.chmod(0o666 & ~_umask())
-        if target.exists():
-            # No system swaps folders in one portable step: the old one steps aside, and comes back if the rename fails.
-            target.rename(old)
+        # No system swaps folders in one portable step: the old one steps aside, and comes back if the rename fails.
         try:
+            if target.exists():
+                target.rename(old)
             aside.rename(target)
-        except OSError:
+        except BaseException:
             if old.exists():
                 old.rename(target)
             raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         if isinstance(error, OutputError | CheckpointError):
             raise
-        raise OutputError(_cannot_write(target, error)) from error
+        raise OutputError(_cannot_write(target, error, old)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -110,7 +112,8 @@ def read_json(path: str | Path, *, kind: str) -> dict[str, Any]:
     try:
         if source.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{source} is larger than {MAX_JSON_BYTES} bytes: this is not a {kind} file.")
-        value = json.loads(source.read_text(encoding="utf-8"))
+        # Some editors mark UTF-8 with a byte order mark, and these files are edited by people.
+        value = json.loads(source.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{source} is not readable as a {kind} ({error}): it is damaged or cut short. Make it again."
@@ -137,5 +140,6 @@ def _umask() -> int:
     return mask
 
 
-def _cannot_write(target: Path, error: OSError) -> str:
-    return f"Cannot write {target}: {error.strerror or error}. What was there before is untouched."
+def _cannot_write(target: Path, error: OSError, old: Path | None = None) -> str:
+    kept = f"in {old}" if old is not None and old.exists() else "untouched"
+    return f"Cannot write {target}: {error.strerror or error}. What was there before is {kept}."

@@ -63,7 +63,7 @@ def test_lora_is_stock_peft_of_one_rank_on_the_same_projections(tmp_path: Path) 
     assert len(wrapped) == 3 * 4
     assert not any("intermediate" in name or name.endswith("layer.0.output.dense") for name in wrapped)
     # Rank 8 on 32 x 32 matrices, 7 norms of 64, and the classifier.
-    assert count_trainable(model) == 12 * 8 * 64 + 7 * 64 + 2 * 32 + 2
+    assert count_trainable(model) == 12 * 8 * 64 + 7 * 64 + 2 * 33
 
 
 def test_adapters_train_without_dropout_and_full_fine_tuning_with_the_models_own(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line. Verbs parse, call and print; whatever is slow to import is imported when a verb runs."""
 
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -15,6 +16,9 @@ from pruning_adapter.cli.train import train
 from pruning_adapter.errors import PruningAdapterError
 
 __all__ = ["app", "main"]
+
+INTERRUPTED = 130
+"""Exit status that Typer makes of Ctrl-C."""
 
 app = typer.Typer(
     name="pruning-adapter",
@@ -39,12 +43,17 @@ def main() -> None:
     try:
         app()
     except PruningAdapterError as error:
-        typer.secho(f"error: {error}", err=True, fg="red")
-        sys.exit(2)
+        _fail(str(error))
     except OSError as error:
         # From the libraries below: a full disk, a folder that vanished. What is written is written aside first.
-        typer.secho(f"error: {error}. Files of earlier steps are untouched.", err=True, fg="red")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("Interrupted. Go on with --resume.", err=True)
-        sys.exit(130)
+        _fail(f"{error}. Files of earlier steps are untouched.")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.secho("Interrupted. Go on with --resume.", err=True)
+        raise
+
+
+def _fail(message: str) -> NoReturn:
+    # The libraries below put several lines into one message.
+    typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
+    sys.exit(2)

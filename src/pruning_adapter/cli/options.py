@@ -8,6 +8,7 @@ import typer
 __all__ = [
     "Accumulate",
     "AllowEmptyBlocks",
+    "Bf16",
     "DataDir",
     "Demo",
     "Epochs",
@@ -102,6 +103,10 @@ Epochs = Annotated[float | None, typer.Option(help="In place of the recipe's.", 
 LearningRate = Annotated[float | None, typer.Option(help="In place of the recipe's.", rich_help_panel=_TRAIN)]
 Accumulate = Annotated[
     int | None, typer.Option(help="Split each batch into this many parts. [1]", rich_help_panel=_TRAIN)
+]
+
+Bf16 = Annotated[
+    bool | None, typer.Option("--bf16", help="Train with bfloat16 matrix products.", rich_help_panel=_TRAIN)
 ]
 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [0]")]

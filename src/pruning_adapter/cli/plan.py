@@ -36,6 +36,7 @@ def plan(
         from pruning_adapter.settings import Settings
 
         settings = Settings.load(output_dir / "settings.json").with_rule(given)
+        settings.check()
         made = plan_from_settings(settings, ImportanceScores.load(output_dir / "importance.json"))
     else:
         made = open_run(output_dir, given, step="plan", overwrite=overwrite).plan()

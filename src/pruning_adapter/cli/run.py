@@ -39,6 +39,7 @@ def run(
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
     accumulate: o.Accumulate = None,
+    bf16: o.Bf16 = None,
     seed: o.Seed = None,
     output_dir: o.OutputDir = Path("run"),
     overwrite: o.Overwrite = False,

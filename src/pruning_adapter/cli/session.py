@@ -36,29 +36,42 @@ def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
 
 def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume: bool) -> "Run":
     """A whole run in `folder`: new, or resumed with the same settings."""
-    from pruning_adapter.pipeline import Run, prepare_folder
+    from pruning_adapter.pipeline import Run, check_folder, remove_steps
     from pruning_adapter.settings import Settings
 
     settings, path = Settings().changed(_plain(given)), folder / "settings.json"
-    settings.check()
-    prepare_folder(folder, overwrite=overwrite, resume=resume)
+    work = Run(settings, folder, command=_command())
+    check_folder(folder, overwrite=overwrite, resume=resume)
     if resume and path.exists():
         settings.check_same(Settings.load(path), folder)
+    else:
+        # An old run is taken away only for one that can begin.
+        work.check_inputs()
+    if not resume:
+        remove_steps(folder, "importance")
     settings.save(path)
-    return Run(settings, folder, command=_command())
+    return work
 
 
 def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bool) -> "Run":
     """The run in `folder`, about to do `step`; options that are given replace those it was begun with."""
-    from pruning_adapter.pipeline import Run, prepare_step
+    from pruning_adapter.pipeline import Run, check_step, remove_steps
     from pruning_adapter.settings import Settings
 
     path = folder / "settings.json"
-    settings = (Settings.load(path) if path.exists() else Settings()).with_rule(_plain(given))
-    settings.check()
-    prepare_step(folder, step, overwrite=overwrite)
+    before = Settings.load(path) if path.exists() else Settings()
+    settings = before.with_rule(_plain(given))
+    work = Run(settings, folder, command=_command())
+    check_step(folder, step, overwrite=overwrite)
+    if step == "train" and not overwrite and (folder / "checkpoints").exists():
+        # An interrupted training goes on; by other settings it would be neither the one nor the other.
+        settings.check_same(before, folder)
+    if step in ("importance", "train"):
+        work.check_inputs()
     settings.save(path)
-    return Run(settings, folder, command=_command())
+    if overwrite:
+        remove_steps(folder, step)
+    return work
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ _CONSOLE = Console(highlight=False)
 
 def step(text: str) -> None:
     """Announce a step."""
-    _CONSOLE.print(f"[bold]{text}[/bold]", soft_wrap=True)
+    # Not as markup: paths and file names may have brackets.
+    _CONSOLE.print(text, style="bold", markup=False, soft_wrap=True)
 
 
 def value(title: str, content: object) -> None:
@@ -46,7 +48,7 @@ def result(found: "Result") -> None:
     _CONSOLE.print(table)
     _cost(found.cost)
     for note in found.notes:
-        _CONSOLE.print(f"[bold white on red] WARNING [/] [bold red]{note}[/]", soft_wrap=True)
+        _CONSOLE.print(f"[bold white on red] WARNING [/] [bold red]{escape(note)}[/]", soft_wrap=True)
 
 
 def _cost(cost: Mapping[str, Any]) -> None:

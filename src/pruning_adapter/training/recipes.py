@@ -61,10 +61,11 @@ RECIPES = {
         lora_scaling=1.0,
         lora_init="gaussian",
     ),
-    # What we measured to work: benchmarks/recipe.py.
+    # With all-MiniLM-L6-v2 on MRPC, LoRA stays at the majority class at the paper's 2e-5 and at 2e-3; at 1e-3 it learns
+    # (docs/recipes.md has the numbers). Three epochs, because on a CPU time is what runs out.
     "default": Recipe(
         name="default",
-        epochs=5,
+        epochs=3,
         learning_rate={"full": 1e-4, "lora": 1e-3, "prune-lora": 1e-3},
         weight_decay=0.01,
         batch_size=32,

@@ -49,6 +49,7 @@ def train_(
     evaluate: Evaluate | None = None,
     resume: bool = False,
     accumulate: int = 1,
+    bf16: bool = False,
 ) -> list[dict[str, float]]:
     """Train `model` in place.
 
@@ -66,6 +67,8 @@ def train_(
         evaluate: called after every epoch; what it returns is logged as eval_<name>.
         resume: go on from the last checkpoint in `folder`, if there is one.
         accumulate: split each batch into this many parts that are computed one after the other.
+        bf16: compute matrix products in bfloat16; weights and optimiser stay in float32. About twice as fast on GPUs
+            and on processors with bfloat16 instructions, slower on others.
 
     Returns:
         What was logged: dicts with step and epoch, and loss, learning_rate and grad_norm, or eval_<name>.
@@ -83,6 +86,7 @@ def train_(
         folder=folder,
         seed=seed,
         accumulate=accumulate,
+        bf16=bf16,
     )
     # It prints every log entry as a dict where there is no terminal for a progress bar.
     trainer.remove_callback(PrinterCallback)
@@ -106,6 +110,7 @@ def make_trainer(
     folder: Path,
     seed: int,
     accumulate: int = 1,
+    bf16: bool = False,
 ) -> Trainer:
     """The Trainer that `train_` runs; see there. For those who want to add callbacks of their own.
 
@@ -127,6 +132,7 @@ def make_trainer(
         train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
         seed=seed,
         data_seed=seed,
+        bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         save_strategy="epoch",
         save_total_limit=1,

@@ -1,0 +1,353 @@
+"""Writing never costs the old files: not when the disk is full, the folder read-only, or the writer fails half-way."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning_adapter import storage
+from pruning_adapter.errors import CheckpointError, OutputError
+from pruning_adapter.storage import read_json, replace_file, replace_folder, write_json, write_text
+
+KIND = "made-up kind"
+
+
+def fail(code: int) -> Callable[..., Any]:
+    """A function of the system that fails."""
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(code, os.strerror(code))
+
+    return failing
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """All files below `folder`, hidden ones too, with their content."""
+    return {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def write_two_files(folder: Path) -> None:
+    with replace_folder(folder) as aside:
+        (aside / "new.txt").write_text("new", encoding="utf-8")
+        (aside / "deep").mkdir()
+        (aside / "deep" / "new.txt").write_text("deep", encoding="utf-8")
+
+
+@pytest.fixture
+def old_file(tmp_path: Path) -> Path:
+    path = tmp_path / "file.json"
+    path.write_text("old", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def old_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old.txt").write_text("old", encoding="utf-8")
+    return folder
+
+
+# ---- one file
+
+
+def test_a_file_is_replaced(old_file: Path) -> None:
+    with replace_file(old_file) as aside:
+        assert aside.parent == old_file.parent
+        assert aside.suffix == old_file.suffix
+        aside.write_text("new", encoding="utf-8")
+        assert old_file.read_text(encoding="utf-8") == "old"
+    assert tree(old_file.parent) == {"file.json": "new"}
+
+
+def test_a_file_is_written_into_folders_that_do_not_exist_yet(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "c.txt", "new\n")
+    assert tree(tmp_path) == {"a/b/c.txt": "new\n"}
+
+
+def test_text_is_written_as_utf8(tmp_path: Path) -> None:
+    write_text(str(tmp_path / "c.txt"), "ξ ≠ 0")
+    assert (tmp_path / "c.txt").read_bytes() == "ξ ≠ 0".encode()
+
+
+def test_a_new_file_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "c.txt", "")
+        write_two_files(tmp_path / "folder")
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "c.txt", tmp_path / "folder")}
+    assert modes == {"c.txt": 0o640, "folder": 0o750}
+    assert (tmp_path / "folder" / "deep" / "new.txt").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_a_writer_that_fails_leaves_the_old_file_and_no_other(old_file: Path, error: BaseException) -> None:
+    def write() -> None:
+        with replace_file(old_file) as aside:
+            aside.write_text("half", encoding="utf-8")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert tree(old_file.parent) == {"file.json": "old"}
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "code", "message"),
+    [
+        (os, "fsync", errno.ENOSPC, "No space left on device"),
+        (Path, "write_text", errno.ENOSPC, "No space left on device"),
+        (Path, "replace", errno.ENOSPC, "No space left on device"),
+        (Path, "replace", errno.EIO, "Input/output error"),
+        (tempfile, "mkstemp", errno.EROFS, "Read-only file system"),
+        (tempfile, "mkstemp", errno.EACCES, "Permission denied"),
+        (Path, "mkdir", errno.EACCES, "Permission denied"),
+    ],
+)
+def test_a_file_that_cannot_be_written_leaves_the_old_one(
+    old_file: Path, monkeypatch: pytest.MonkeyPatch, module: object, function: str, code: int, message: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, fail(code))
+        with pytest.raises(
+            OutputError, match=rf"Cannot write .*file\.json: {message}\. What was there before is untou"
+        ):
+            write_text(old_file, "new")
+    assert tree(old_file.parent) == {"file.json": "old"}
+
+
+def test_a_folder_in_the_files_place_stays(old_folder: Path) -> None:
+    with pytest.raises(OutputError, match=r"Cannot write .*folder: .*directory"):
+        write_text(old_folder, "new")
+    assert tree(old_folder.parent) == {"folder/old.txt": "old"}
+
+
+def test_a_file_in_the_folders_way_stays(old_file: Path) -> None:
+    with pytest.raises(OutputError, match=r"Cannot write .*plan\.json: "):
+        write_text(old_file / "plan.json", "new")
+    assert tree(old_file.parent) == {"file.json": "old"}
+
+
+# ---- a folder
+
+
+def test_a_folder_is_replaced_as_a_whole(old_folder: Path) -> None:
+    write_two_files(old_folder)
+    assert tree(old_folder.parent) == {"folder/new.txt": "new", "folder/deep/new.txt": "deep"}
+    assert [path.name for path in old_folder.parent.iterdir()] == ["folder"]
+
+
+def test_the_old_folder_is_there_until_the_new_one_is_complete(old_folder: Path) -> None:
+    with replace_folder(old_folder) as aside:
+        assert list(aside.iterdir()) == []
+        (aside / "new.txt").write_text("new", encoding="utf-8")
+        assert tree(old_folder) == {"old.txt": "old"}
+    assert tree(old_folder) == {"new.txt": "new"}
+
+
+def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    write_two_files(tmp_path / "a" / "b")
+    assert set(tree(tmp_path)) == {"a/b/new.txt", "a/b/deep/new.txt"}
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_a_writer_that_fails_leaves_the_old_folder_and_no_other(old_folder: Path, error: BaseException) -> None:
+    def write() -> None:
+        with replace_folder(old_folder) as aside:
+            (aside / "new.txt").write_text("half", encoding="utf-8")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert tree(old_folder.parent) == {"folder/old.txt": "old"}
+    assert [path.name for path in old_folder.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("error", [OutputError("disk"), CheckpointError("file")])
+def test_our_own_errors_pass_through_a_folder(old_folder: Path, error: Exception) -> None:
+    with pytest.raises(type(error), match=f"^{error}$"), replace_folder(old_folder):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "code", "message"),
+    [
+        (os, "fsync", errno.ENOSPC, "No space left on device"),
+        (Path, "write_text", errno.ENOSPC, "No space left on device"),
+        (Path, "rename", errno.EACCES, "Permission denied"),
+        (tempfile, "mkdtemp", errno.EROFS, "Read-only file system"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_leaves_the_old_one(
+    old_folder: Path, monkeypatch: pytest.MonkeyPatch, module: object, function: str, code: int, message: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, fail(code))
+        with pytest.raises(
+            OutputError, match=rf"Cannot write .*folder: {message}\. What was there before is untouched"
+        ):
+            write_two_files(old_folder)
+    assert tree(old_folder.parent) == {"folder/old.txt": "old"}
+    assert [path.name for path in old_folder.parent.iterdir()] == ["folder"]
+
+
+def fail_to_rename(monkeypatch: pytest.MonkeyPatch, *, calls: set[int], error: BaseException) -> None:
+    """Let the calls of `Path.rename` with these numbers fail: 1 puts the old folder aside, 2 the new one in its place,
+    and 3 brings the old one back."""
+    rename, number = Path.rename, 0
+
+    def counted(self: Path, target: Path) -> Path:
+        nonlocal number
+        number += 1
+        if number in calls:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", counted)
+
+
+def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(
+    old_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_rename(monkeypatch, calls={2}, error=OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(OutputError, match=r"Input/output error\. What was there before is untouched"):
+        write_two_files(old_folder)
+    assert tree(old_folder.parent) == {"folder/old.txt": "old"}
+
+
+def test_the_old_folder_comes_back_after_an_interrupt(old_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_to_rename(monkeypatch, calls={2}, error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        write_two_files(old_folder)
+    assert tree(old_folder.parent) == {"folder/old.txt": "old"}
+
+
+def test_the_old_folder_is_kept_and_named_if_it_cannot_come_back(
+    old_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_rename(monkeypatch, calls={2, 3}, error=OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(OutputError, match=r"Input/output error\. What was there before is in .*\.old\."):
+        write_two_files(old_folder)
+    (left,) = old_folder.parent.iterdir()
+    assert tree(left) == {"old.txt": "old"}
+
+
+def test_a_file_is_not_replaced_by_a_folder(old_file: Path) -> None:
+    with pytest.raises(OutputError, match=r"file\.json is a file, where a folder is to be written; name another place"):
+        write_two_files(old_file)
+    assert tree(old_file.parent) == {"file.json": "old"}
+
+
+# ---- JSON
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | st.text(alphabet='[]{}",:\\\n\t 1ab'),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(alphabet='[]{}",\n1a'), inner),
+    max_leaves=20,
+)
+
+
+@settings(deadline=None)
+@given(VALUES)
+def test_any_json_value_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    write_json(path, {"kind": KIND, "value": value})
+    assert read_json(path, kind=KIND)["value"] == value
+    # What is shown on one line is nothing but another way to write the same.
+    assert json.loads(path.read_text(encoding="utf-8")) == {"kind": KIND, "value": value}
+
+
+def test_lists_of_numbers_and_names_are_on_one_line(tmp_path: Path) -> None:
+    value = {
+        "heads": [[0, 1, 10], [], [2]],
+        "scores": [0.5, -1e-09],
+        "mixed": [True, None, "key"],
+        "texts": ["a b", "[1, 2]"],
+    }
+    write_json(tmp_path / "value.json", value)
+    assert (tmp_path / "value.json").read_text(encoding="utf-8") == (
+        "{\n"
+        '  "heads": [\n'
+        "    [ 0, 1, 10 ],\n"
+        "    [],\n"
+        "    [ 2 ]\n"
+        "  ],\n"
+        '  "scores": [ 0.5, -1e-09 ],\n'
+        '  "mixed": [ true, null, "key" ],\n'
+        '  "texts": [\n'
+        '    "a b",\n'
+        '    "[1, 2]"\n'
+        "  ]\n"
+        "}\n"
+    )
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_what_json_cannot_say_is_not_written(old_file: Path, number: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(old_file, {"value": number})
+    assert tree(old_file.parent) == {"file.json": "old"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is not readable as a made-up kind \(Expecting value.*\): it is damaged or cut short\. Make it again"),
+        (b'{"kind": "made-up kind"', "damaged or cut short"),
+        (b'{"kind": "made-up kind"} {}', "damaged or cut short"),
+        (b"\x80\x04\x95", r"is not readable as a made-up kind \('utf-8' codec"),
+        (b'{"kind": ' + b"[" * 100_000, "damaged or cut short"),
+        (b'{"kind": "another"}', r"holds 'another' where a 'made-up kind' was expected\. Was another file meant\?"),
+        (b"{}", "holds None where a 'made-up kind' was expected"),
+        (b'["made-up kind"]', "holds 'list' where a 'made-up kind' was expected"),
+        (b'"made-up kind"', "holds 'str' where"),
+        (b"null", "holds 'NoneType' where"),
+    ],
+    ids=["empty", "cut short", "two", "binary", "deep", "another kind", "no kind", "list", "string", "null"],
+)
+def test_files_that_are_no_such_json_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"file\.json .*{message}"):
+        read_json(path, kind=KIND)
+
+
+def test_a_file_that_an_editor_marked_as_utf8_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps({"kind": KIND, "name": "ξ"}, ensure_ascii=False), encoding="utf-8-sig")
+    assert read_json(path, kind=KIND)["name"] == "ξ"
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.json"
+    with path.open("wb") as file:
+        file.truncate(storage.MAX_JSON_BYTES + 1)
+    monkeypatch.setattr(Path, "read_text", fail(errno.EIO))
+    with pytest.raises(CheckpointError, match=r"is larger than 67108864 bytes: this is not a made-up kind file"):
+        read_json(path, kind=KIND)
+
+
+def test_a_file_that_is_not_there_or_is_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"Cannot read the made-up kind .*none\.json: No such file"):
+        read_json(tmp_path / "none.json", kind=KIND)
+    with pytest.raises(CheckpointError, match=r"Cannot read the made-up kind .*: Is a directory"):
+        read_json(tmp_path, kind=KIND)

@@ -8,6 +8,7 @@ A run lives in a folder; every step reads the files of the ones before and write
 
 import shutil
 import statistics
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -37,6 +38,7 @@ from pruning_adapter.importance import (
 from pruning_adapter.planning import PruningPlan, RankPlan, find_preset, plan_pruning, plan_ranks
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, replace_folder, write_json
+from pruning_adapter.surgery.prune import check_plan_fits
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
@@ -193,14 +195,24 @@ class Run:
         base.model.to("cuda" if torch.cuda.is_available() else "cpu")
         return base
 
-    def check_inputs(self) -> None:
-        """Load model, tokenizer and data once, so that what cannot work fails before anything is written or replaced.
+    def check_inputs(self, step: str) -> None:
+        """Read once what `step` works from, so that what cannot work fails before anything is replaced.
 
         Raises:
-            ArchitectureError, CheckpointError, DataError: which, and what to do.
+            ArchitectureError, CheckpointError, DataError, PlanError: which, and what to do.
         """
-        self.load_base()
-        self.features(self.data.train[:1])
+        if step in ("importance", "train"):
+            model = self.load_base().model
+            self.features(self.data.train[:1])
+            if step == "train" and self.method == "prune-lora":
+                check_plan_fits(model, self.plan()[0])
+        if step == "plan":
+            plan_from_settings(self.settings, self.measure())
+        if step == "merge":
+            self._load_adapted()
+        if step == "evaluate":
+            read_json(self.folder / "training.json", kind=TRAINING)
+            self.merge()
 
     def measure(self) -> ImportanceScores:
         """Score the heads; writes importance.json."""
@@ -299,7 +311,11 @@ class Run:
             method=self.method,
             scorer=self.settings.scorer if self.method == "prune-lora" else None,
             seed=self.settings.seed,
-            recipe={**self.recipe.to_json(), "precision": "bfloat16 autocast" if self.settings.bf16 else "float32"},
+            recipe={
+                **self.recipe.to_json(),
+                "learning_rate": self.recipe.learning_rate[self.method],
+                "precision": "bfloat16 autocast" if self.settings.bf16 else "float32",
+            },
             quality=quality,
             cost={
                 **count_costs(model, dense, length=self._typical_length()),
@@ -329,7 +345,10 @@ class Run:
 
         base, adapter = self.load_base().model, self.folder / "adapter"
         try:
-            return cast(nn.Module, PeftModel.from_pretrained(cast(Any, base), str(adapter)))
+            with warnings.catch_warnings():
+                # PEFT only warns, and leaves such weights as they start.
+                warnings.filterwarnings("error", message="Found missing adapter keys")
+                return cast(nn.Module, PeftModel.from_pretrained(cast(Any, base), str(adapter)))
         except PruningAdapterError:
             raise
         except Exception as error:  # PEFT, safetensors, the JSON reader and the Hub's client each raise their own kinds

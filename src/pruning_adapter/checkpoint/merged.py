@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
+from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
 from pruning_adapter.errors import CheckpointError
 from pruning_adapter.storage import replace_folder
 
@@ -73,9 +74,10 @@ def load_pruned(path: str | Path, **kwargs: Any) -> Any:
         model_class: Any = getattr(transformers, str(name), None)
         if model_class is None:
             raise CheckpointError(f"{location} names the class {name!r}, which this Transformers does not have.")
-        model, info = model_class.from_pretrained(
-            location, config=config, use_safetensors=True, output_loading_info=True, **kwargs
-        )
+        with stand_ins_in_place():
+            model, info = model_class.from_pretrained(
+                location, config=config, use_safetensors=True, output_loading_info=True, **kwargs
+            )
     except CheckpointError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

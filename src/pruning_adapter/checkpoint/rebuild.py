@@ -5,8 +5,13 @@ that makes a list of blocks: it builds the stock class and, if the config says t
 the weights are read. The result consists of stock modules; unpruned checkpoints come out as ever.
 """
 
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers.monkey_patching import register_patch_mapping
 
@@ -16,7 +21,7 @@ from pruning_adapter.architectures.spec import ArchitectureSpec, BlockStack
 from pruning_adapter.errors import CheckpointError
 from pruning_adapter.surgery.prune import cut_sites_
 
-__all__ = ["teach_transformers"]
+__all__ = ["patches_can_be_applied", "stand_ins_in_place", "teach_transformers"]
 
 _STOCK: dict[tuple[str, str], type[nn.Module]] = {}
 """Transformers' own classes by module and name, kept because the module shows ours while a model is loaded."""
@@ -39,7 +44,34 @@ def teach_transformers(spec: ArchitectureSpec, stack: BlockStack, imported: Any)
     stock: object = getattr(imported, name, None)
     if isinstance(stock, type) and issubclass(stock, nn.Module) and stock is not stand_in:
         _STOCK[imported.__name__, name] = stock
-        register_patch_mapping({f"^{name}$": stand_in}, overwrite=True)
+        if patches_can_be_applied():
+            register_patch_mapping({f"^{name}$": stand_in}, overwrite=True)
+
+
+def patches_can_be_applied() -> bool:
+    """Whether Transformers can use its patch mapping here, so that plain `from_pretrained` loads pruned models.
+
+    Before 5.21, any registered patch makes every `from_pretrained` look into modules that need torchvision. Without it
+    nothing is registered, so that stock models go on loading, and pruned ones load through `load_pruned`.
+    """
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return version >= (5, 21) or find_spec("torchvision") is not None
+
+
+@contextmanager
+def stand_ins_in_place() -> Generator[None]:
+    """While the context lasts, the modelling modules show our classes in place of their own."""
+    shown = [(sys.modules[home], name) for home, name in _STOCK]
+    before = [(module, name, getattr(module, name)) for module, name in shown]
+    try:
+        for (_, name), stand_in in _STAND_INS.items():
+            for module, known in shown:
+                if known == name:
+                    setattr(module, name, stand_in)
+        yield
+    finally:
+        for module, name, stock in before:
+            setattr(module, name, stock)
 
 
 def _make_stand_in(spec: ArchitectureSpec, stack: BlockStack) -> type[nn.Module]:

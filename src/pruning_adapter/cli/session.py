@@ -46,7 +46,7 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
         settings.check_same(Settings.load(path), folder)
     else:
         # An old run is taken away only for one that can begin.
-        work.check_inputs()
+        work.check_inputs("importance")
     if not resume:
         remove_steps(folder, "importance")
     settings.save(path)
@@ -66,8 +66,8 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
     if step == "train" and not overwrite and (folder / "checkpoints").exists():
         # An interrupted training goes on; by other settings it would be neither the one nor the other.
         settings.check_same(before, folder)
-    if step in ("importance", "train"):
-        work.check_inputs()
+    # What a step replaces is taken away only for one that can begin.
+    work.check_inputs(step)
     settings.save(path)
     if overwrite:
         remove_steps(folder, step)

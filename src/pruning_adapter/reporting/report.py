@@ -224,8 +224,9 @@ def _tiles(cost: Mapping[str, Any]) -> list[_Tile]:
     if trainable is not None:
         lines = (f"{_percent(trainable / parameters)} of all parameters",) if parameters else ()
         tiles.append(_Tile(label="trained parameters", value=_short(trainable), lines=lines))
-    tiles += _ratio_tile("latency", "time", cost.get("latency_ratio"))
-    tiles += _ratio_tile("memory", "memory", cost.get("memory_ratio"))
+    shape = f"batch {cost['batch']} x {cost['length']} tokens" if "batch" in cost and "length" in cost else None
+    tiles += _ratio_tile("latency", "time", cost.get("latency_ratio"), shape)
+    tiles += _ratio_tile("memory", "memory", cost.get("memory_ratio"), shape)
     macs, dense_macs = _number(cost.get("macs")), _number(cost.get("dense_macs"))
     if macs is not None and dense_macs:
         compared = f"{_short(macs)} of {_short(dense_macs)}"
@@ -239,7 +240,7 @@ def _tiles(cost: Mapping[str, Any]) -> list[_Tile]:
     return tiles
 
 
-def _ratio_tile(label: str, what: str, ratio: Any) -> list[_Tile]:
+def _ratio_tile(label: str, what: str, ratio: Any, shape: str | None) -> list[_Tile]:
     if not isinstance(ratio, Mapping):
         return []
     ratio = cast("Mapping[str, Any]", ratio)
@@ -248,12 +249,15 @@ def _ratio_tile(label: str, what: str, ratio: Any) -> list[_Tile]:
         return []
     lines: list[str] = []
     if q1 is not None and q3 is not None:
-        lines.append(f"quartiles {q1:.2f}{TO}{q3:.2f}")
+        if q1 < q3:
+            lines.append(f"quartiles {q1:.2f}{TO}{q3:.2f}")
         lines.append(
             "no clear difference"
             if q1 <= 1 <= q3
             else f"{_percent(abs(1 - median))} {'less' if median < 1 else 'more'} {what}"
         )
+    if shape is not None:
+        lines.append(shape)
     return [_Tile(label=f"{label} vs dense", value=_times(median), lines=tuple(lines))]
 
 

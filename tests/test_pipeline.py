@@ -1,0 +1,300 @@
+"""The whole way on a tiny random BERT and a tiny task of its own, through the command line."""
+
+import json
+import random
+import shutil
+import sys
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
+
+from pruning_adapter import cli
+from pruning_adapter.architectures.identity import count_parameters, pruned_state
+from pruning_adapter.evaluation.result import Result
+from pruning_adapter.importance import ImportanceScores
+from pruning_adapter.pipeline import STEPS, remove_steps
+from pruning_adapter.planning import PruningPlan, RankPlan
+from pruning_adapter.training.recipes import find_recipe
+from tiny import make_model
+
+torch.set_num_threads(1)
+
+WORDS = 45
+CLASSIFIER, NORMS = 2 * 32 + 2, 7 * 2 * 32
+FILES = {"settings.json", "importance.json", "plan.json", "ranks.json", "training.json", "result.json", "report.html"}
+FOLDERS = {"adapter", "merged"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline_and_as_quiet_as_before() -> Generator[None]:
+    """No test asks the Hub, and the command line's quietness does not outlive this file."""
+    verbosity = transformers.logging.get_verbosity()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.utils.logging.enable_progress_bar()
+
+
+def call(*arguments: object) -> None:
+    """The command line, which must succeed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pruning-adapter", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert end.value.code == 0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BERT, 3 blocks x 4 heads, with a tokenizer of 45 words."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    folder.mkdir()
+    vocabulary = folder / "vocabulary"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(WORDS))]
+    vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
+    BertTokenizer(vocab=str(vocabulary), model_max_length=128).save_pretrained(folder)
+    vocabulary.unlink()
+    tiny = make_model("bert", dtype=torch.float32, max_position_embeddings=128, pad_token_id=0)
+    tiny.save_pretrained(folder)
+    return folder
+
+
+def write_task(folder: Path, labels: Sequence[str]) -> Path:
+    """train.csv and dev.csv, whose texts have words of their own for every label."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train.csv", 40), ("dev.csv", 16)):
+        generator, lines = random.Random(name), ["text,label"]
+        for number in range(count):
+            place = number % len(labels)
+            words = (f"w{generator.randrange(10) + 10 * place}" for _ in range(generator.randrange(3, 9)))
+            lines.append(f"{' '.join(words)},{labels[place]}")
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_task(tmp_path_factory.mktemp("task"), ["no", "yes"])
+
+
+def inputs(model: Path, task: Path) -> list[object]:
+    files = ["--train-file", task / "train.csv", "--validation-file", task / "dev.csv"]
+    return ["--model", model, *files, "--text-columns", "text", "--label-column", "label"]
+
+
+PLAN = ["--keep-heads", 7, "--high-rank", 6, "--low-rank", 2]
+TRAIN = ["--epochs", 1]
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run. Tests read it; those that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    call("run", *inputs(model, task), *PLAN, *TRAIN, "--output-dir", folder)
+    return folder
+
+
+def result_of(folder: Path) -> Result:
+    return Result.load(folder / "result.json")
+
+
+def assert_same_model(folder: Path, other: Path) -> None:
+    """The merged models are the same to the bit, and predict as well."""
+    assert (folder / "merged/model.safetensors").read_bytes() == (other / "merged/model.safetensors").read_bytes()
+    assert result_of(folder).quality == result_of(other).quality
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == FILES | FOLDERS
+    assert {path.name for path in (finished / "adapter").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert {path.name for path in (finished / "merged").iterdir()} >= {"config.json", "model.safetensors"}
+    steps = {name for names in STEPS.values() for name in names}
+    assert FILES | FOLDERS | {"checkpoints"} == steps | {"settings.json"}
+
+
+def test_every_file_says_the_same(finished: Path) -> None:
+    scores = ImportanceScores.load(finished / "importance.json")
+    plan, ranks = PruningPlan.load(finished / "plan.json"), RankPlan.load(finished / "ranks.json")
+    result = result_of(finished)
+    assert (scores.examples, scores.task, scores.scorer) == (40, "train", "gradient")
+    assert scores.model == plan.model == ranks.model
+    assert plan.heads_kept == 7
+    assert sorted(ranks.ranks) == [2, 2, 6]
+    pruning: Any = result.pruning
+    assert pruning["kept_heads"] == [list(kept) for kept in plan.kept_heads]
+    assert pruning["ranks"] == list(ranks.ranks)
+    assert pruning["importance"] == [block.tolist() for block in scores.normalized()]
+    assert (result.method, result.scorer, result.seed) == ("prune-lora", "gradient", 0)
+    assert result.task == {"name": "train", "train_examples": 40, "labels": ["no", "yes"]}
+    assert result.model["fingerprint"] == scores.model.fingerprint
+    assert result.command.startswith("pruning-adapter run --model ")
+
+
+def test_what_was_planned_is_what_came_out(finished: Path) -> None:
+    plan, ranks = PruningPlan.load(finished / "plan.json"), RankPlan.load(finished / "ranks.json")
+    cost = result_of(finished).cost
+    merged = AutoModelForSequenceClassification.from_pretrained(finished / "merged")
+    assert count_parameters(merged) == cost["parameters"] == plan.parameters
+    assert cost["dense_parameters"] == plan.dense_parameters
+    assert cost["macs"] < cost["dense_macs"]
+    # The task head is untrained, so it trains too; a plan leaves it out, as the paper's counts do.
+    assert cost["trainable_parameters"] == ranks.trainable_parameters + CLASSIFIER
+    state: Any = pruned_state(merged)
+    assert state.kept_heads == plan.kept_heads
+    assert state.dense == plan.model
+
+
+def test_the_merged_model_stands_alone(finished: Path, task: Path) -> None:
+    folder = finished / "merged"
+    classify = transformers.pipeline("text-classification", model=str(folder), tokenizer=str(folder))
+    texts = [line.split(",") for line in (task / "dev.csv").read_text(encoding="utf-8").splitlines()[1:]]
+    said = [found["label"] for found in classify([text for text, _ in texts])]
+    accuracy = sum(label == told for (_, label), told in zip(texts, said, strict=True)) / len(texts)
+    assert accuracy == result_of(finished).quality["validation"].metrics["accuracy"].value
+    assert AutoTokenizer.from_pretrained(folder).vocab_size == WORDS + 5
+
+
+def test_the_report_is_one_file_that_tells_the_result(finished: Path) -> None:
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    assert result_of(finished).command.split(" --")[1].split()[0] in page
+    assert not any(f'{attribute}="http' in page for attribute in ("src", "href"))
+
+
+def test_the_same_seed_gives_the_same_model_to_the_bit(finished: Path, model: Path, task: Path, tmp_path: Path) -> None:
+    call("run", *inputs(model, task), *PLAN, *TRAIN, "--output-dir", tmp_path / "run")
+    assert_same_model(tmp_path / "run", finished)
+    for name in ("plan.json", "ranks.json", "importance.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes()
+    assert result_of(tmp_path / "run").history == result_of(finished).history
+
+
+def test_another_seed_gives_another_model(finished: Path, model: Path, task: Path, tmp_path: Path) -> None:
+    call("run", *inputs(model, task), *PLAN, *TRAIN, "--seed", 1, "--output-dir", tmp_path / "run")
+    one, other = (load_file(folder / "merged/model.safetensors") for folder in (finished, tmp_path / "run"))
+    assert not torch.equal(one["classifier.weight"], other["classifier.weight"])
+
+
+def test_step_by_step_gives_the_same_model_as_the_whole_run(
+    finished: Path, model: Path, task: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    there: set[str] = {"settings.json"}
+    for step, arguments in (
+        ("importance", inputs(model, task)),
+        ("plan", PLAN),
+        ("train", TRAIN),
+        ("merge", []),
+        ("evaluate", []),
+        ("report", []),
+    ):
+        call(step, *arguments, "--output-dir", folder)
+        there |= set(STEPS[step]) - {"checkpoints"}
+        assert {path.name for path in folder.iterdir()} == there
+    assert_same_model(folder, finished)
+    settings = (json.loads((run / "settings.json").read_text(encoding="utf-8")) for run in (folder, finished))
+    assert next(settings) == next(settings)
+
+
+@pytest.mark.parametrize("first", ["merge", "train"])
+def test_resuming_does_what_is_missing_and_nothing_else(
+    finished: Path, model: Path, task: Path, tmp_path: Path, first: str
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    remove_steps(folder, first)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "settings.json"}
+    call("run", *inputs(model, task), *PLAN, *TRAIN, "--output-dir", folder, "--resume")
+    assert_same_model(folder, finished)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name in before} == before
+    assert {path.name for path in folder.iterdir()} == FILES | FOLDERS
+
+
+def test_removing_steps_leaves_what_came_before_and_what_is_not_ours(finished: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    remove_steps(folder, "train")
+    left = {"settings.json", "importance.json", "plan.json", "ranks.json", "notes.txt"}
+    assert {path.name for path in folder.iterdir()} == left
+    remove_steps(folder, "importance")
+    assert {path.name for path in folder.iterdir()} == {"settings.json", "notes.txt"}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_other_methods_go_the_same_way(model: Path, task: Path, tmp_path: Path, method: str) -> None:
+    folder, arguments = tmp_path / "run", [*inputs(model, task), *TRAIN, "--method", method]
+    call("run", *arguments, "--output-dir", folder)
+    result = result_of(folder)
+    assert {path.name for path in folder.iterdir()} == {
+        "settings.json",
+        "training.json",
+        "merged",
+        "result.json",
+        "report.html",
+        *({"adapter"} if method == "lora" else ()),
+    }
+    assert (result.method, result.scorer, result.pruning) == (method, None, None)
+    assert result.cost["parameters"] == result.cost["dense_parameters"]
+    # One rank on four square matrices of 32 x 32 in 3 blocks, for comparison with what "prune-lora" trains beside it.
+    lora = find_recipe("default").lora_rank * 3 * 4 * (32 + 32)
+    expected = {"full": result.cost["parameters"], "lora": lora + NORMS + CLASSIFIER}[method]
+    assert result.cost["trainable_parameters"] == expected
+
+    # Whatever is missing is made anew, also where training itself writes the merged model.
+    before = Path(shutil.copytree(folder, tmp_path / "before"))
+    remove_steps(folder, "merge")
+    call("run", *arguments, "--output-dir", folder, "--resume")
+    assert_same_model(folder, before)
+
+
+def test_regression(model: Path, tmp_path: Path) -> None:
+    task, folder = write_task(tmp_path / "task", ["0.5", "2.25", "4.0"]), tmp_path / "run"
+    call("run", *inputs(model, task), *PLAN, *TRAIN, "--output-dir", folder)
+    quality = result_of(folder).quality["validation"]
+    assert list(quality.metrics) == ["pearson", "spearman"]
+    assert quality.majority_rate is None
+    assert result_of(folder).task["labels"] == []
+    merged = AutoModelForSequenceClassification.from_pretrained(folder / "merged")
+    assert (merged.config.num_labels, merged.config.problem_type) == (1, "regression")
+
+
+def test_three_classes(model: Path, tmp_path: Path) -> None:
+    task, folder = write_task(tmp_path / "task", ["c", "a", "b"]), tmp_path / "run"
+    call("run", *inputs(model, task), *PLAN, *TRAIN, "--output-dir", folder)
+    quality = result_of(folder).quality["validation"]
+    assert list(quality.metrics) == ["accuracy", "f1_macro"]
+    assert quality.majority_rate == 6 / 16
+    merged = AutoModelForSequenceClassification.from_pretrained(folder / "merged")
+    assert merged.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_pairs_of_texts(model: Path, tmp_path: Path) -> None:
+    task, folder = write_task(tmp_path / "task", ["no", "yes"]), tmp_path / "run"
+    for path in task.iterdir():
+        _, *rows = path.read_text(encoding="utf-8").splitlines()
+        path.write_text("one,two,label\n" + "\n".join(f"w1 w2,{row}" for row in rows) + "\n", encoding="utf-8")
+    arguments = [name if name != "text" else "one, two" for name in inputs(model, task)]
+    call("importance", *arguments, "--output-dir", folder)
+    # [CLS] w1 w2 [SEP] stands before every text of 3 to 8 words and its [SEP].
+    scores = ImportanceScores.load(folder / "importance.json")
+    words = sum(len(row.split(",")[1].split()) for row in (task / "train.csv").read_text("utf-8").splitlines()[1:])
+    assert scores.tokens == words + 40 * 5
+
+
+@pytest.mark.parametrize("scorer", ["random", "magnitude", "reversed"])
+def test_control_scorers_by_name(finished: Path, model: Path, task: Path, tmp_path: Path, scorer: str) -> None:
+    call("importance", *inputs(model, task), "--scorer", scorer, "--output-dir", tmp_path)
+    scores, gradient = (ImportanceScores.load(folder / "importance.json") for folder in (tmp_path, finished))
+    assert scores.scorer == {"reversed": "reversed gradient"}.get(scorer, scorer)
+    assert scores.model == gradient.model
+    reverse = all(torch.equal(one, -other) for one, other in zip(scores.heads, gradient.heads, strict=True))
+    assert reverse == (scorer == "reversed")

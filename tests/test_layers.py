@@ -23,7 +23,7 @@ ORDER = (
     ("training", "demo"),
     ("evaluation",),
     ("reporting",),
-    ("settings",),
+    ("settings", "run_folder"),
     ("pipeline",),
     ("cli",),
 )

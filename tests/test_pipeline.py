@@ -18,8 +18,8 @@ from pruning_adapter import cli
 from pruning_adapter.architectures.identity import count_parameters, pruned_state
 from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores
-from pruning_adapter.pipeline import STEPS, remove_steps
 from pruning_adapter.planning import PruningPlan, RankPlan
+from pruning_adapter.run_folder import STEPS, remove_steps
 from pruning_adapter.training.recipes import find_recipe
 from tiny import make_model
 

@@ -22,7 +22,7 @@ from torch import nn
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
 from pruning_adapter.environment import machine, versions
-from pruning_adapter.errors import CheckpointError, OutputError, PruningAdapterError
+from pruning_adapter.errors import CheckpointError, PruningAdapterError
 from pruning_adapter.evaluation.cost import compare_inference, count_costs, count_trainable
 from pruning_adapter.evaluation.metrics import measure_quality
 from pruning_adapter.evaluation.predict import predict
@@ -46,63 +46,11 @@ from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
 from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import sample_examples, tokenize
-from pruning_adapter.training.trainer import make_collator, train_
+from pruning_adapter.training.trainer import check_accumulate, make_collator, train_
 
-__all__ = ["Run", "check_folder", "check_step", "plan_from_settings", "remove_steps"]
+__all__ = ["Run", "plan_from_settings"]
 
-STEPS = {
-    "importance": ("importance.json",),
-    "plan": ("plan.json", "ranks.json"),
-    "train": ("training.json", "adapter", "checkpoints"),
-    "merge": ("merged",),
-    "evaluate": ("result.json",),
-    "report": ("report.html",),
-}
-"""What each step writes, in their order."""
 TRAINING = "pruning-adapter training"
-
-
-def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """Make sure that a run may write into `folder`.
-
-    Raises:
-        OutputError: it exists and is not empty, and neither flag was given; or it is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"The output folder {folder} is a file; name another one.")
-    if not (overwrite or resume) and folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(
-            f"The output folder {folder} exists and is not empty. Go on with --resume, replace its run with "
-            "--overwrite, or name another folder."
-        )
-
-
-def check_step(folder: Path, step: str, *, overwrite: bool) -> None:
-    """Make sure that a step may write its files.
-
-    Raises:
-        OutputError: its files exist and `overwrite` was not given.
-        CheckpointError: there is no adapter to merge.
-    """
-    if step == "merge" and not (folder / "adapter").is_dir():
-        raise CheckpointError(
-            f'{folder} has no adapter/ to merge. Train first; by the method "full", training itself writes merged/.'
-        )
-    # Checkpoints alone are an interrupted training, which goes on.
-    there = [path for name in STEPS[step] if name != "checkpoints" and (path := folder / name).exists()]
-    if there and not overwrite:
-        raise OutputError(f"{there[0]} exists already; replace it, and what followed from it, with --overwrite.")
-
-
-def remove_steps(folder: Path, first: str) -> None:
-    """Remove what the step `first` and all later ones wrote. Other files in the folder are the user's."""
-    steps = list(STEPS)
-    for name in [name for step in steps[steps.index(first) :] for name in STEPS[step]]:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def plan_from_settings(settings: Settings, scores: ImportanceScores) -> tuple[PruningPlan, RankPlan]:
@@ -187,7 +135,8 @@ class Run:
 
     def features(self, examples: tuple[Example, ...]) -> list[dict[str, Any]]:
         """Examples as the model reads them."""
-        return tokenize(examples, self.tokenizer, max_length=self.recipe.max_length, label_names=self.data.label_names)
+        max_length = min(self.recipe.max_length, self.tokenizer.model_max_length)
+        return tokenize(examples, self.tokenizer, max_length=max_length, label_names=self.data.label_names)
 
     def load_base(self) -> BaseModel:
         """A fresh dense base with a task head that starts the same way every time, on the device to train on."""
@@ -413,6 +362,7 @@ def _adjust_recipe(settings: Settings) -> Recipe:
         recipe = replace(recipe, epochs=settings.epochs)
     if settings.learning_rate is not None:
         recipe = replace(recipe, learning_rate=dict.fromkeys(METHODS, settings.learning_rate))
+    check_accumulate(settings.accumulate, recipe)
     return recipe
 
 

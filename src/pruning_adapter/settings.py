@@ -93,6 +93,12 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and holds(value)):
                 raise error(f"{name} is {value}; it must be {rule}.")
+        if self.preset is not None:
+            decided = ("allow_empty_blocks", "normalization", "top_blocks", "high_rank", "low_rank", "rank_budget")
+            unset = Settings()
+            for name in decided:
+                if getattr(self, name) != getattr(unset, name):
+                    raise PlanError(f"The preset {self.preset!r} decides {name}; leave out one of the two.")
         if self.rank_budget is None and self.low_rank > self.high_rank:
             raise PlanError(f"low_rank is {self.low_rank}; it must not be above high_rank, {self.high_rank}.")
 

@@ -1,7 +1,7 @@
 """Rows and columns of heads: every arrangement by hand on 4 query heads of width 2, then as laws."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning_adapter.architectures.head_index import columns_of_heads, kept_key_value_heads, rows_of_heads
@@ -78,7 +78,6 @@ def arrangements(draw: st.DrawFn) -> tuple[int, int, int, list[int]]:
     return groups * group, groups, head_size, sorted(kept)
 
 
-@settings(deadline=None)
 @given(arrangements(), st.sampled_from([("query",), ("key",), ("key", "value"), QKV]))
 def test_rows_are_unique_in_range_and_ascending_in_every_role(
     arrangement: tuple[int, int, int, list[int]], roles: tuple[str, ...]
@@ -94,7 +93,6 @@ def test_rows_are_unique_in_range_and_ascending_in_every_role(
     assert len(rows) == head_size * sum(len(kept if role == "query" else served) for role in roles)
 
 
-@settings(deadline=None)
 @given(arrangements(), st.permutations(QKV))
 def test_fused_by_role_is_the_separate_projections_one_below_the_other(
     arrangement: tuple[int, int, int, list[int]], roles: list[str]
@@ -108,7 +106,6 @@ def test_fused_by_role_is_the_separate_projections_one_below_the_other(
     assert rows_of_heads(roles, kept, heads=heads, key_value_heads=groups, head_size=head_size) == expected
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.data())
 def test_fused_by_head_is_a_head_as_wide_as_its_roles(heads: int, head_size: int, data: st.DataObject) -> None:
     kept = sorted(data.draw(st.sets(st.integers(0, heads - 1))))
@@ -116,7 +113,6 @@ def test_fused_by_head_is_a_head_as_wide_as_its_roles(heads: int, head_size: int
     assert rows == columns_of_heads(kept, 3 * head_size)
 
 
-@settings(deadline=None)
 @given(arrangements(), st.sampled_from([Fusion.BY_ROLE, Fusion.BY_HEAD]))
 def test_keeping_every_head_keeps_every_row(arrangement: tuple[int, int, int, list[int]], fusion: Fusion) -> None:
     heads, groups, head_size, _ = arrangement

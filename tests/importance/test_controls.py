@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -116,7 +116,6 @@ def test_reversed_scores_rank_the_other_way_round(scope: Scope) -> None:
 
 
 # Whole numbers: their order survives the rounding of any division.
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 1000), min_size=12, max_size=12, unique=True).map(
         lambda values: tuple(torch.tensor(values, dtype=torch.float64).reshape(3, 4))

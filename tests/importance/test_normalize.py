@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -61,7 +61,6 @@ def test_an_unknown_scope_is_refused() -> None:
         normalize(tensors([1, 2]), "layer")  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(SCORES, st.sampled_from(SCOPES))
 def test_results_keep_their_shapes_and_lie_between_0_and_1(blocks: list[list[float]], scope: Scope) -> None:
     given_blocks = tensors(*blocks)
@@ -75,7 +74,6 @@ def test_results_keep_their_shapes_and_lie_between_0_and_1(blocks: list[list[flo
         assert (values.min(), values.max()) == (0, 1)
 
 
-@settings(deadline=None)
 @given(SCORES, st.sampled_from(SCOPES))
 def test_the_order_within_a_block_is_that_of_the_raw_scores(blocks: list[list[float]], scope: Scope) -> None:
     for raw, normalized in zip(blocks, normalize(tensors(*blocks), scope), strict=True):
@@ -83,7 +81,6 @@ def test_the_order_within_a_block_is_that_of_the_raw_scores(blocks: list[list[fl
         assert all(one <= other for one, other in pairwise(ascending))
 
 
-@settings(deadline=None)
 @given(SCORES)
 def test_over_the_model_the_order_of_all_raw_scores_stays(blocks: list[list[float]]) -> None:
     raw = torch.cat(tensors(*blocks))
@@ -91,7 +88,6 @@ def test_over_the_model_the_order_of_all_raw_scores_stays(blocks: list[list[floa
     assert all(one <= other for one, other in pairwise(ascending))
 
 
-@settings(deadline=None)
 @given(SCORES, st.lists(st.integers(-20, 20), min_size=5, max_size=5))
 def test_per_block_a_blocks_own_scale_does_not_matter(blocks: list[list[float]], exponents: list[int]) -> None:
     # A power of two scales without rounding; below 1e-3 epsilon could show.

@@ -77,7 +77,7 @@ def test_saved_then_loaded_is_the_same_value(scores: ImportanceScores, tmp_path:
     assert all(block.dtype == torch.float64 for block in loaded.heads)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=4, max_size=4))
 def test_the_file_keeps_every_bit_of_every_number(tmp_path_factory: pytest.TempPathFactory, block: list[float]) -> None:
     path = tmp_path_factory.getbasetemp() / "importance.json"
@@ -178,14 +178,11 @@ def test_numbers_that_do_not_fit_their_model_are_refused_on_loading(tmp_path: Pa
         ImportanceScores.load(path)
 
 
-ESCAPES = pytest.mark.xfail(reason="load lets ValueError, OverflowError and IndexError of a damaged file escape")
-
-
 @pytest.mark.parametrize(
     "value",
     [
         *(None, -1, 2.5, True, [[None]]),
-        *(pytest.param(value, marks=ESCAPES) for value in ("x", [], ["x"], [["x"]], {}, {"x": 1}, 1e999)),
+        *("x", [], ["x"], [["x"]], {}, {"x": 1}, 1e999),
     ],
 )
 def test_any_damaged_field_is_one_of_our_errors_or_none(tmp_path: Path, value: object) -> None:

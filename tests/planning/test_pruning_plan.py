@@ -55,7 +55,6 @@ def test_named_heads_make_the_same_plan() -> None:
     assert plan.origin == {"rule": "named heads"}
 
 
-@settings(deadline=None)
 @given(st.tuples(*[st.sets(st.integers(0, 3)).map(sorted)] * 3))
 def test_pruned_and_kept_heads_are_two_views_of_one_plan(kept: tuple[list[int], ...]) -> None:
     plan = PruningPlan(model=MODEL, kept_heads=tuple(map(tuple, kept)), dense_parameters=9, allow_empty_blocks=True)
@@ -159,7 +158,7 @@ def test_named_heads_that_the_model_does_not_have_are_refused() -> None:
         PruningPlan.from_pruned_heads(MODEL, {1: range(4)})
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.tuples(*[st.sets(st.integers(0, 3)).map(sorted)] * 3))
 def test_saved_then_loaded_is_the_same_plan(
     tmp_path_factory: pytest.TempPathFactory, kept: tuple[list[int], ...]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning_adapter.architectures import ModelIdentity, ProjectionShape, SiteShape
@@ -200,7 +200,6 @@ def pruned(draw: st.DrawFn) -> tuple[ImportanceScores, PruningPlan]:
     return scores, PruningPlan.from_pruned_heads(scores.model, gone, allow_empty_blocks=True)
 
 
-@settings(deadline=None)
 @given(pruned(), BUDGETS)
 def test_a_budget_is_never_exceeded_and_used_up_to_less_than_one_step(
     made: tuple[ImportanceScores, PruningPlan], beyond: int
@@ -217,7 +216,6 @@ def test_a_budget_is_never_exceeded_and_used_up_to_less_than_one_step(
     assert ranks.ranks == tuple(limits) or budget - ranks.trainable_parameters < max(costs)
 
 
-@settings(deadline=None)
 @given(pruned(), BUDGETS, st.integers(0, 200))
 def test_a_larger_budget_never_lowers_a_rank(
     made: tuple[ImportanceScores, PruningPlan], beyond: int, more: int
@@ -228,7 +226,6 @@ def test_a_larger_budget_never_lowers_a_rank(
     assert all(few <= many for few, many in zip(small, large, strict=True))
 
 
-@settings(deadline=None)
 @given(ROWS, BUDGETS, st.sampled_from(["sum", "mean"]))
 def test_where_blocks_cost_the_same_ranks_rise_with_importance(rows: list[list[float]], beyond: int, how: Any) -> None:
     scores = make_scores(*rows)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pruning_adapter.architectures import ModelIdentity, ProjectionShape, SiteShape
@@ -171,7 +171,6 @@ def test_an_unknown_normalisation_is_refused() -> None:
         plan_pruning(SCORES, keep_heads=5, normalization="blocks")  # type: ignore[arg-type]
 
 
-@settings(deadline=None)
 @given(BLOCKS, st.sampled_from(["block", "model"]), st.booleans(), st.data())
 def test_laws_of_keep_heads(blocks: tuple[list[float], ...], scope: Any, empty: bool, data: st.DataObject) -> None:
     scores, total = make_scores(*blocks), sum(map(len, blocks))
@@ -201,7 +200,6 @@ def test_laws_of_keep_heads(blocks: tuple[list[float], ...], scope: Any, empty: 
         assert all(set(few) <= set(many) for few, many in zip(plan.kept_heads, more.kept_heads, strict=True))
 
 
-@settings(deadline=None)
 @given(BLOCKS, st.sampled_from(["block", "model"]), st.booleans(), st.floats(0, 1), st.floats(0, 1))
 def test_a_higher_threshold_keeps_a_subset(
     blocks: tuple[list[float], ...], scope: Any, empty: bool, one: float, other: float

@@ -152,7 +152,11 @@ class ModelIdentity:
                     ),
                     out_features=_count(entry["out_features"]),
                 )
+                if site.heads % site.key_value_heads:
+                    raise ValueError(f"{site.heads} heads do not share {site.key_value_heads} key/value heads evenly")
                 sites += [site] * repeat
+            if not sites:
+                raise ValueError("it has no blocks")
             fingerprint, revision = value["fingerprint"], value["revision"]
             return cls(
                 model_type=str(value["model_type"]),
@@ -163,7 +167,7 @@ class ModelIdentity:
                 name=str(value["name"]),
                 revision=None if revision is None else str(revision),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"The model identity in this file is damaged: {error!r}.") from error
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning_adapter.errors import CheckpointError
+
 if TYPE_CHECKING:
     from pruning_adapter.pipeline import Run
 
@@ -36,7 +38,8 @@ def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
 
 def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume: bool) -> "Run":
     """A whole run in `folder`: new, or resumed with the same settings."""
-    from pruning_adapter.pipeline import Run, check_folder, remove_steps
+    from pruning_adapter.pipeline import Run
+    from pruning_adapter.run_folder import check_folder, remove_steps
     from pruning_adapter.settings import Settings
 
     settings, path = Settings().changed(_plain(given)), folder / "settings.json"
@@ -55,14 +58,17 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
 
 def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bool) -> "Run":
     """The run in `folder`, about to do `step`; options that are given replace those it was begun with."""
-    from pruning_adapter.pipeline import Run, check_step, remove_steps
+    from pruning_adapter.pipeline import Run
+    from pruning_adapter.run_folder import check_step, remove_steps
     from pruning_adapter.settings import Settings
 
     path = folder / "settings.json"
+    if step not in ("importance", "train") and not path.exists():
+        raise CheckpointError(f"{folder} holds no run; begin one with `pruning-adapter importance`.")
     before = Settings.load(path) if path.exists() else Settings()
     settings = before.with_rule(_plain(given))
     work = Run(settings, folder, command=_command())
-    check_step(folder, step, overwrite=overwrite)
+    check_step(folder, step, method=settings.method, overwrite=overwrite)
     if step == "train" and not overwrite and (folder / "checkpoints").exists():
         # An interrupted training goes on; by other settings it would be neither the one nor the other.
         settings.check_same(before, folder)

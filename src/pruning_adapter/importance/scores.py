@@ -139,7 +139,7 @@ class ImportanceScores:
                 seed=content["seed"],
                 versions={str(name): str(version) for name, version in content["versions"].items()},
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (CheckpointError, ImportanceError) as error:
+            raise type(error)(f"{path}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, IndexError) as error:
             raise CheckpointError(f"{path} is not a complete importance file: {error!r}.") from error
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error

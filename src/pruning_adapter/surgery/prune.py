@@ -81,9 +81,10 @@ def check_plan_fits(model: nn.Module, plan: PruningPlan, *, allow_other_weights:
     """
     identity = identify(model)
     if not identity.same_sizes(plan.model):
-        difference = "other sizes" if str(identity) == str(plan.model) else str(identity)
+        same_heads = identity.model_type == plan.model.model_type and identity.sites == plan.model.sites
+        found = "other feed-forward sizes" if same_heads else str(identity)
         raise PlanError(
-            f"The plan was made for {plan.model}; this model has {difference}. Score this model and plan anew, or load "
+            f"The plan was made for {plan.model}; this model has {found}. Score this model and plan anew, or load "
             "the model that the plan names."
         )
     if not allow_other_weights and not identity.same_weights(plan.model):

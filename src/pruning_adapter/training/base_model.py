@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from pruning_adapter.architectures.registry import find_spec
@@ -60,7 +61,7 @@ def load_base(name: str, *, label_names: tuple[str, ...], seed: int, attention: 
             ignore_mismatched_sizes=True,
             **({} if attention is None else {"attn_implementation": attention}),
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(_explain(name, error)) from error
     new = {*info["missing_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}
     _check_blocks_are_complete(name, model, new)
@@ -76,9 +77,13 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise CheckpointError(_explain(name, error)) from error
+    # Where the files are missing, Transformers makes up a tokenizer that knows no words.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise CheckpointError(f"{name} holds no tokenizer; save it there too: tokenizer.save_pretrained(folder).")
+    return tokenizer
 
 
 def _check_safetensors(name: str) -> None:

@@ -22,7 +22,7 @@ from transformers import (
 from pruning_adapter.errors import TrainingError
 from pruning_adapter.training.recipes import Method, Recipe
 
-__all__ = ["make_collator", "make_trainer", "train_"]
+__all__ = ["check_accumulate", "make_collator", "make_trainer", "train_"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -117,8 +117,7 @@ def make_trainer(
     Raises:
         TrainingError: a batch size that `accumulate` does not divide.
     """
-    if accumulate < 1 or recipe.batch_size % accumulate:
-        raise TrainingError(f"accumulate is {accumulate}; it must divide the batch size, {recipe.batch_size}.")
+    check_accumulate(accumulate, recipe)
     steps = math.ceil(math.ceil(len(features) / recipe.batch_size) * recipe.epochs)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -157,6 +156,16 @@ def make_trainer(
     # the whole global batch; classifiers ignore that number, so the gradients would grow with the accumulation steps.
     trainer.model_accepts_loss_kwargs = False
     return trainer
+
+
+def check_accumulate(accumulate: int, recipe: Recipe) -> None:
+    """Refuse a number of parts that does not divide the recipe's batches.
+
+    Raises:
+        TrainingError: it does not.
+    """
+    if accumulate < 1 or recipe.batch_size % accumulate:
+        raise TrainingError(f"accumulate is {accumulate}; it must divide the batch size, {recipe.batch_size}.")
 
 
 class _StopAtNan(TrainerCallback):

@@ -1,0 +1,71 @@
+"""The folder of a run: which files each step writes and reads, and what may be written or replaced."""
+
+import shutil
+from pathlib import Path
+
+from pruning_adapter.errors import CheckpointError, OutputError
+
+__all__ = ["STEPS", "check_folder", "check_step", "remove_steps"]
+
+STEPS = {
+    "importance": ("importance.json",),
+    "plan": ("plan.json", "ranks.json"),
+    "train": ("training.json", "adapter", "checkpoints"),
+    "merge": ("merged",),
+    "evaluate": ("result.json",),
+    "report": ("report.html",),
+}
+"""What each step writes, in their order."""
+NEEDS = {
+    "plan": ("importance.json", "importance"),
+    "train": ("plan.json", "plan"),
+    "merge": ("adapter", "train"),
+    "evaluate": ("training.json", "train"),
+}
+"""What a step reads, and the step that writes it."""
+
+
+def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Make sure that a run may write into `folder`.
+
+    Raises:
+        OutputError: it exists and is not empty, and neither flag was given; or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"The output folder {folder} is a file; name another one.")
+    if not (overwrite or resume) and folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(
+            f"The output folder {folder} exists and is not empty. Go on with --resume, replace its run with "
+            "--overwrite, or name another folder."
+        )
+
+
+def check_step(folder: Path, step: str, *, method: str, overwrite: bool) -> None:
+    """Make sure that a step finds what it reads, and may write its files.
+
+    Raises:
+        CheckpointError: an earlier step is missing.
+        OutputError: its files exist and `overwrite` was not given.
+    """
+    if step == "merge" and method == "full":
+        raise CheckpointError(f'By the method "full", training itself writes {folder / "merged"}; nothing is to merge.')
+    needed, earlier = NEEDS.get(step, ("", ""))
+    if needed and not (step == "train" and method != "prune-lora") and not (folder / needed).exists():
+        raise CheckpointError(
+            f"{folder} has no {needed}. Run `pruning-adapter {earlier}` first, or `pruning-adapter run` for all steps."
+        )
+    # Checkpoints alone are an interrupted training, which goes on.
+    there = [path for name in STEPS[step] if name != "checkpoints" and (path := folder / name).exists()]
+    if there and not overwrite:
+        raise OutputError(f"{there[0]} exists already; replace it, and what followed from it, with --overwrite.")
+
+
+def remove_steps(folder: Path, first: str) -> None:
+    """Remove what the step `first` and all later ones wrote. Other files in the folder are the user's."""
+    steps = list(STEPS)
+    for name in [name for step in steps[steps.index(first) :] for name in STEPS[step]]:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -368,8 +368,8 @@ def _adjust_recipe(settings: Settings) -> Recipe:
 
 def _warn(quality: Mapping[str, Quality]) -> tuple[str, ...]:
     return tuple(
-        f"The model says the same for all {measured.examples} examples of {name}: it ended at the majority class and "
-        "has learnt nothing. Try a higher learning rate or more epochs."
+        f"The model gives one answer for all {measured.examples} examples of {name}, as if it only knew the majority "
+        "class: it has learnt nothing. Try another learning rate or more epochs."
         for name, measured in quality.items()
         if measured.at_majority
     )

@@ -190,3 +190,54 @@ def test_the_adapter_on_disk_is_small_and_holds_no_base_weights(base_folder: Pat
     make_adapted(base_folder).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert all(any(part in name for part in ("lora_A", "lora_B", "LayerNorm", "classifier")) for name in names)
+
+
+def test_a_model_trained_after_pruning_is_another_model(base_folder: Path, tmp_path: Path) -> None:
+    """Neither a plan made on it fits the dense base, nor one made for the dense base fits it."""
+    dense, batch = load(base_folder), make_batch()
+    pa.save_pruned(make_adapted(base_folder), tmp_path / "merged")
+    with pytest.raises(PlanError, match=r"other weights"):
+        pa.prune_(pa.load_pruned(tmp_path / "merged"), make_plan(dense, PRUNED))
+    further = {**PRUNED, 1: [2]}
+    merged = pa.load_pruned(tmp_path / "merged")
+    plan = make_plan(merged, further)
+    with pytest.raises(PlanError, match=r"other weights"):
+        pa.prune_(load(base_folder), plan)
+    model = get_peft_model(merged, pa.PruneLoraConfig(pruning=plan, task_type="SEQ_CLS")).eval()
+    randomize_(model, only_trainable=True)
+    model.save_pretrained(tmp_path / "second", save_embedding_layers=False)
+    again = PeftModel.from_pretrained(pa.load_pruned(tmp_path / "merged"), tmp_path / "second").eval()
+    torch.testing.assert_close(logits(again, batch), logits(model, batch), rtol=0, atol=1e-12)
+    with pytest.raises(PlanError, match=r"other weights"):
+        PeftModel.from_pretrained(load(base_folder), tmp_path / "second")
+
+
+def test_loading_with_little_memory_works_and_leaves_the_base_whole(base_folder: Path, tmp_path: Path) -> None:
+    model, batch = make_adapted(base_folder), make_batch()
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    loaded = PeftModel.from_pretrained(load(base_folder), tmp_path / "adapter", low_cpu_mem_usage=True).eval()
+    torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["query"]}, r"target_modules was set, but the plans decide it"),
+        ({"rank_pattern": {"query": 2}}, r"rank_pattern was set"),
+        ({"layers_to_transform": [0]}, r"layers_to_transform was set"),
+        ({"r": 0}, r"r is 0; the rank of LoRA"),
+    ],
+)
+def test_what_the_plans_decide_cannot_be_set(base_folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(AdapterError, match=message):
+        make_config(load(base_folder), **options)
+
+
+def test_rank_stabilised_scaling_is_the_same_at_every_rank(base_folder: Path) -> None:
+    base = load(base_folder)
+    plan = make_plan(base, PRUNED)
+    ranks = pa.plan_ranks(pa.measure_importance(base, [make_batch()]), plan, top_blocks=1, high=8, low=2)
+    config = pa.PruneLoraConfig(pruning=plan, ranks=ranks, task_type="SEQ_CLS", r=4, lora_alpha=8, use_rslora=True)
+    model = get_peft_model(base, config)
+    scalings = [site.block.get_submodule("attention.self.query").scaling["default"] for site in find_sites(model)]
+    assert scalings == pytest.approx([4.0] * 3)

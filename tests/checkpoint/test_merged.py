@@ -169,3 +169,26 @@ def test_a_full_disk_costs_nothing_that_was_there(tmp_path: Path, monkeypatch: p
             pa.save_pruned(model, folder)
     assert torch.equal(logits(pa.load_pruned(folder), batch), expected)
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_only_a_saved_model_is_replaced(tmp_path: Path) -> None:
+    model, folder = make_trained(), tmp_path / "merged"
+    pa.save_pruned(model, folder)
+    pa.save_pruned(model, folder)
+    (folder / "thesis.odt").write_text("years of work")
+    with pytest.raises(OutputError, match=r"holds 'thesis\.odt', so it is no saved model to replace"):
+        pa.save_pruned(model, folder)
+    assert (folder / "thesis.odt").read_text() == "years of work"
+
+
+def test_a_failed_load_leaves_transformers_as_it_was(tmp_path: Path) -> None:
+    from transformers.models.bert import modeling_bert
+
+    stock = modeling_bert.BertEncoder
+    pa.save_pruned(make_trained(), tmp_path / "merged")
+    path = tmp_path / "merged" / "config.json"
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 7'))
+    for load in (pa.load_pruned, AutoModelForSequenceClassification.from_pretrained):
+        with pytest.raises(OSError, match=r"schema 7|size|mismatch"):
+            load(tmp_path / "merged")
+        assert modeling_bert.BertEncoder is stock

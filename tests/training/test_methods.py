@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 
-from conformance import make_plan
+from conformance import logits, make_plan
 from pruning_adapter.architectures.sites import find_sites
 from pruning_adapter.errors import ArchitectureError, CheckpointError, TrainingError
 from pruning_adapter.evaluation.cost import count_trainable
 from pruning_adapter.training.base_model import load_base
 from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.recipes import RECIPES
-from tiny import make_model
+from tiny import make_batch, make_model, randomize_
 
 LABELS = ("a", "b")
 
@@ -23,6 +23,22 @@ LABELS = ("a", "b")
 def save_trunk(family: str, folder: Path, **options: Any) -> str:
     make_model(family, dtype=torch.float32, **options).base_model.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.mark.parametrize("method", ["lora", "prune-lora"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])
+def test_an_adapter_on_an_untrained_head_reloads_onto_a_base_of_another_seed(
+    family: str, method: Any, tmp_path: Path
+) -> None:
+    folder, batch = save_trunk(family, tmp_path / "base"), make_batch()
+    batch["labels"] = batch["labels"] % 2
+    base = load_base(folder, label_names=LABELS, seed=0)
+    model: Any = apply_method(base, method, RECIPES["default"], plan=make_plan(base.model, {0: [1]})).eval()
+    randomize_(model, only_trainable=True)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    other: Any = load_base(folder, label_names=LABELS, seed=1).model
+    loaded = PeftModel.from_pretrained(other, str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert"])

@@ -1,5 +1,6 @@
 """Training: the same seed gives the same bits, accumulation changes nothing, interruptions cost nothing."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,32 @@ def test_the_papers_recipe_is_the_papers() -> None:
     paper = find_recipe("paper")
     assert (paper.epochs, paper.weight_decay, paper.batch_size) == (30, 0.01, 32)
     assert set(paper.learning_rate.values()) == {2e-5}
+
+
+def test_weights_that_break_after_the_last_log_are_noticed(tmp_path: Path, tokenizer: Any) -> None:
+    class Break(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == state.max_steps:
+                next(p for p in kwargs["model"].parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    model = make_adapted()
+    from pruning_adapter.training import trainer as module
+
+    settings: dict[str, Any] = {"recipe": RECIPE, "method": "prune-lora", "seed": 5, "folder": tmp_path}
+    trainer = make_trainer(model, make_features(), tokenizer=tokenizer, **settings)
+    trainer.add_callback(Break())
+    trainer.add_callback(module._StopAtNan())
+    with pytest.raises(TrainingError, match=r"is no longer a finite number after step 8"):
+        trainer.train()
+
+
+def test_a_checkpoint_that_was_cut_short_is_left_aside(tmp_path: Path, tokenizer: Any) -> None:
+    whole, again = make_adapted(), make_adapted()
+    with one_thread():
+        run(whole, tmp_path / "whole", tokenizer)
+        shutil.copytree(tmp_path / "whole" / "checkpoint-8", tmp_path / "broken" / "checkpoint-4")
+        weights = next((tmp_path / "broken" / "checkpoint-4").glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:1000])
+        (tmp_path / "broken" / "checkpoint-6").mkdir()
+        run(again, tmp_path / "broken", tokenizer, resume=True)
+    assert_same(whole, again)

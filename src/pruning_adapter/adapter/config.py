@@ -42,6 +42,7 @@ class PruneLoraConfig(LoraConfig):
     allow_other_weights: bool = field(default=False, metadata={"help": "Accept a base with other weights."})
 
     def __post_init__(self) -> None:
+        self._check_fields(new=isinstance(self.pruning, PruningPlan))
         # Plans are kept as JSON objects, so that PEFT can copy, compare and save the config like any other.
         self.pruning = _as_json(self.pruning)
         self.ranks = _as_json(self.ranks)
@@ -52,8 +53,19 @@ class PruneLoraConfig(LoraConfig):
                 "PruneLoraConfig needs pruning=PruningPlan; for LoRA without pruning use peft.LoraConfig."
             )
         ranks, plan = self.rank_plan, self.pruning_plan
+        if not any(plan.kept_heads):
+            raise AdapterError("The plan leaves no block a head, so there is nothing to adapt.")
         if ranks is not None and (ranks.kept_heads != plan.kept_heads or not ranks.model.same_sizes(plan.model)):
             raise AdapterError("The rank plan was made for another pruning plan; make it anew with plan_ranks.")
+
+    def _check_fields(self, *, new: bool) -> None:
+        """Refuse what the plans decide, before anything is pruned. A saved config holds the fields we filled in."""
+        decided = ("layers_to_transform", "layers_pattern", "layer_replication")
+        for name in (*decided, *(("target_modules", "rank_pattern", "alpha_pattern") if new else ())):
+            if getattr(self, name, None):
+                raise AdapterError(f"{name} was set, but the plans decide it; leave it out, or use peft.LoraConfig.")
+        if self.r < 1:
+            raise AdapterError(f"r is {self.r}; the rank of LoRA is a whole number from 1.")
 
     @property
     def pruning_plan(self) -> PruningPlan:

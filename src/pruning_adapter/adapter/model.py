@@ -8,7 +8,7 @@ from peft import LoraModel
 from torch import nn
 
 from pruning_adapter.adapter.config import PruneLoraConfig
-from pruning_adapter.architectures.identity import fingerprint_weights, identify, pruned_state
+from pruning_adapter.architectures.identity import identify, pruned_state
 from pruning_adapter.architectures.sites import Site, find_sites, spec_of
 from pruning_adapter.errors import AdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
@@ -45,24 +45,24 @@ class PruneLoraModel(LoraModel):
 
 
 def _ensure_pruned_(model: nn.Module, config: PruneLoraConfig) -> None:
-    plan = config.pruning_plan
-    check_plan_fits(model, plan, allow_other_weights=config.allow_other_weights)
-    state = pruned_state(model)
-    if state is None:
-        prune_(model, plan, allow_other_weights=config.allow_other_weights)
-    else:
-        if state.kept_heads != plan.kept_heads:
+    plan, state = config.pruning_plan, pruned_state(model)
+    if state is not None and identify(model) == state.dense:
+        if state.dense.same_sizes(plan.model) and state.kept_heads != plan.kept_heads:
             raise AdapterError(
                 f"This model is already pruned otherwise ({_difference(state.kept_heads, plan)}); attach the adapter "
                 "to the dense base it names, or use adapters that share one plan."
             )
-        if not config.allow_other_weights and fingerprint_weights(model) != state.fingerprint:
-            raise AdapterError(
-                "This model is pruned as the plan says, but its weights were trained since (a merged model?), so the "
-                "adapter would be added to the wrong weights. Attach it to the base it was trained on."
-            )
+    elif state is not None and state.dense.same_weights(plan.model) and not config.allow_other_weights:
+        raise AdapterError(
+            "This model was pruned from the base that the plan names, but its weights were trained since (a merged "
+            "model?), so the adapter would be added to the wrong weights. Attach it to the base it was trained on."
+        )
+    check_plan_fits(model, plan, allow_other_weights=config.allow_other_weights)
+    base = identify(model)
+    if state is None or state.kept_heads != plan.kept_heads:
+        prune_(model, plan, allow_other_weights=config.allow_other_weights)
     if config.allow_other_weights:
-        config.remember_base(identify(model))
+        config.remember_base(base)
 
 
 def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
@@ -71,14 +71,14 @@ def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
     roles = ROLES if ranks is None else ranks.roles
     rank_of = [config.r if site.heads else 0 for site in sites] if ranks is None else ranks.ranks
     targets = {site: rank for site, rank in zip(sites, rank_of, strict=True) if rank and site.heads}
-    if not targets:
-        raise AdapterError("No block has both heads and a rank above 0, so there is nothing to adapt.")
     patterns = {target_pattern(site, roles): rank for site, rank in targets.items()}
     config.target_modules = full_match(patterns)
     config.rank_pattern = patterns
-    scaling = config.lora_alpha / config.r
-    # PEFT allows fractional alphas although it declares integers.
-    config.alpha_pattern = cast("dict[str, int]", {pattern: scaling * rank for pattern, rank in patterns.items()})
+    # PEFT divides alpha by the rank, or by its root; the same power here makes the scaling one for all ranks. It allows
+    # fractional alphas although it declares integers.
+    power = 0.5 if config.use_rslora else 1.0
+    alphas = {pattern: config.lora_alpha * (rank / config.r) ** power for pattern, rank in patterns.items()}
+    config.alpha_pattern = cast("dict[str, int]", alphas)
     wanted = [*(config.modules_to_save or ()), *(spec.norms if config.train_norms else ())]
     if config.task_type == "SEQ_CLS":
         wanted += spec.heads

@@ -17,7 +17,6 @@ ATTENTION = AttentionSpec(
     ),
     output="attention.output.dense",
     head_size="attention_head_size",
-    dropout="attention.self.dropout",
     follow=(
         Follow(module="attention.self", attribute="num_attention_heads", counts="heads"),
         Follow(module="attention.self", attribute="all_head_size", counts="rows"),

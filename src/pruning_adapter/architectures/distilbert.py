@@ -20,7 +20,6 @@ register(
                         ),
                         output="attention.out_lin",
                         head_size="attention_head_size",
-                        dropout="attention.dropout",
                         follow=(Follow(module="attention", attribute="n_heads", counts="heads"),),
                     ),
                 ),

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -62,12 +62,14 @@ class PrunedState:
             dense = ModelIdentity.from_json(value["dense"])
             kept = tuple(tuple(heads) for heads in value["kept_heads"])
             fingerprint = value["fingerprint"]
+            there_are = [set(range(site.heads)) for site in dense.sites]
+            fits = len(kept) == len(there_are) and all(
+                all(type(head) is int for head in heads) and list(heads) == sorted(set(heads)) and set(heads) <= known
+                for heads, known in zip(kept, there_are, strict=True)
+            )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"config.{CONFIG_FIELD} is damaged: {error!r}.") from error
-        if len(kept) != len(dense.sites) or not all(
-            list(heads) == sorted(set(heads)) and all(isinstance(h, int) and 0 <= h < site.heads for h in heads)
-            for heads, site in zip(kept, dense.sites, strict=True)
-        ):
+        if not fits:
             raise CheckpointError(f"config.{CONFIG_FIELD} names heads that {dense} does not have.")
         return cls(dense=dense, kept_heads=kept, fingerprint=None if fingerprint is None else str(fingerprint))
 
@@ -94,6 +96,9 @@ def pruned_state(model: nn.Module) -> PrunedState | None:
 def identify(model: nn.Module) -> ModelIdentity:
     """The identity of the dense model behind `model`, which may be pruned or wrapped by PEFT.
 
+    A model that was trained since it was pruned is no longer that one: its fingerprint is made of the dense model's and
+    of the weights it has now, so that neither passes for the other.
+
     Raises:
         ArchitectureError: its family is not supported.
     """
@@ -101,7 +106,11 @@ def identify(model: nn.Module) -> ModelIdentity:
     spec_of(model)
     state = pruned_state(model)
     if state is not None:
-        return state.dense
+        present = fingerprint_weights(model)
+        if present is None or present == state.fingerprint:
+            return state.dense
+        both = hashlib.sha256(f"{state.dense.fingerprint} {present}".encode()).hexdigest()
+        return replace(state.dense, fingerprint=both)
     config = cast(Any, base_of(model)).config
     return ModelIdentity(
         model_type=model_type,

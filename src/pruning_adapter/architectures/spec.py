@@ -62,8 +62,6 @@ class AttentionSpec:
     """The output projection. It may lie inside `core` (DistilBERT) or beside it (BERT)."""
     head_size: str
     """Attribute of `core` that holds the width of one head."""
-    dropout: str
-    """Path of the `Dropout` module applied to the attention probabilities."""
     follow: tuple[Follow, ...] = ()
     returns: int = 2
     """Length of the tuple that `core` returns; its first element is the output, the others may be None."""

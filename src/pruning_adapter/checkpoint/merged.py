@@ -4,12 +4,11 @@ import copy
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
 from torch import nn
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
 from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
-from pruning_adapter.errors import CheckpointError
+from pruning_adapter.errors import CheckpointError, OutputError
 from pruning_adapter.storage import replace_folder
 
 __all__ = ["load_pruned", "merge", "save_pruned"]
@@ -29,8 +28,8 @@ def save_pruned(model: nn.Module, path: str | Path, *, tokenizer: Any = None) ->
     """Save `model`, merged, as a folder that describes itself.
 
     It holds safetensors, a `config.json` whose field `pruning` lists the kept heads of every block, and the tokenizer.
-    For BERT-like models Transformers 4 loads it with no code of ours (unless a block lost all its heads). An existing
-    folder is replaced as a whole once the new one is complete.
+    For BERT-like models Transformers 4 loads it with no code of ours (unless a block lost all its heads). A folder that
+    holds a saved model is replaced as a whole once the new one is complete; one that holds anything else is refused.
 
     Args:
         model: a pruned model, or a PEFT model around one; a dense one works too.
@@ -40,11 +39,24 @@ def save_pruned(model: nn.Module, path: str | Path, *, tokenizer: Any = None) ->
     Raises:
         OutputError: the folder cannot be written; what was there before is untouched.
     """
+    _check_replaceable(Path(path))
     plain = cast(Any, merge(model))
     with replace_folder(path) as aside:
         plain.save_pretrained(aside)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; name a folder.")
+    if not folder.is_dir():
+        return
+    parts = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
+    strange = [path.name for path in sorted(folder.iterdir()) if not any(path.match(part) for part in parts)]
+    if any(folder.iterdir()) and (strange or not (folder / "config.json").is_file()):
+        shown = strange[0] if strange else next(folder.iterdir()).name
+        raise OutputError(f"{folder} holds {shown!r}, so it is no saved model to replace; name another folder.")
 
 
 def load_pruned(path: str | Path, **kwargs: Any) -> Any:
@@ -71,16 +83,16 @@ def load_pruned(path: str | Path, **kwargs: Any) -> Any:
         if getattr(config, CONFIG_FIELD, None) is not None:
             PrunedState.from_json(getattr(config, CONFIG_FIELD))
         name = (getattr(config, "architectures", None) or [None])[0]
-        model_class: Any = getattr(transformers, str(name), None)
-        if model_class is None:
-            raise CheckpointError(f"{location} names the class {name!r}, which this Transformers does not have.")
+        model_class: object = getattr(transformers, str(name), None)
+        if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+            raise CheckpointError(f"{location} names the class {name!r}, which is no model of this Transformers.")
         with stand_ins_in_place():
-            model, info = model_class.from_pretrained(
+            model, info = cast(Any, model_class).from_pretrained(
                 location, config=config, use_safetensors=True, output_loading_info=True, **kwargs
             )
     except CheckpointError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # every library below raises its own kinds for damaged files
         raise CheckpointError(f"Cannot load a model from {location}: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from threading import RLock
 from typing import Any
 
 import transformers
@@ -25,6 +26,7 @@ __all__ = ["patches_can_be_applied", "stand_ins_in_place", "teach_transformers"]
 
 _STOCK: dict[tuple[str, str], type[nn.Module]] = {}
 """Transformers' own classes by module and name, kept because the module shows ours while a model is loaded."""
+_LOCK = RLock()
 _STAND_INS: dict[tuple[str, str], type[nn.Module]] = {}
 """Our classes by family and name."""
 
@@ -61,17 +63,20 @@ def patches_can_be_applied() -> bool:
 @contextmanager
 def stand_ins_in_place() -> Generator[None]:
     """While the context lasts, the modelling modules show our classes in place of their own."""
-    shown = [(sys.modules[home], name) for home, name in _STOCK]
-    before = [(module, name, getattr(module, name)) for module, name in shown]
-    try:
+    with _LOCK:
         for (_, name), stand_in in _STAND_INS.items():
-            for module, known in shown:
+            for home, known in _STOCK:
                 if known == name:
-                    setattr(module, name, stand_in)
-        yield
-    finally:
-        for module, name, stock in before:
-            setattr(module, name, stock)
+                    setattr(sys.modules[home], name, stand_in)
+        try:
+            yield
+        finally:
+            _show_stock_classes()
+
+
+def _show_stock_classes() -> None:
+    for (home, name), stock in _STOCK.items():
+        setattr(sys.modules[home], name, stock)
 
 
 def _make_stand_in(spec: ArchitectureSpec, stack: BlockStack) -> type[nn.Module]:
@@ -84,7 +89,12 @@ def _make_stand_in(spec: ArchitectureSpec, stack: BlockStack) -> type[nn.Module]
         built = stock(config, *args, **kwargs)
         removed = getattr(config, CONFIG_FIELD, None)
         if removed is not None and config.model_type in spec.model_types:
-            _cut_stack_(built, PrunedState.from_json(removed), stack, last=stack is spec.stacks[-1])
+            try:
+                _cut_stack_(built, PrunedState.from_json(removed), stack, last=stack is spec.stacks[-1])
+            except Exception:
+                # Transformers does not take its patches back when building fails.
+                _show_stock_classes()
+                raise
         return built
 
     return type(f"Pruned{name}", (nn.Module,), {"__new__": build})

@@ -90,13 +90,11 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    events = [
-        (event.time_range.start, event.cpu_memory_usage)
-        for event in cast("list[Any]", profiler.events())
-        if event.name == "[memory]"
-    ]
+    # The raw events: the summarised ones fold allocations into the operator that made them.
+    raw = cast(Any, profiler).profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in raw if event.name() == "[memory]")
     held, peak = 0, 0
-    for _, size in sorted(events, key=lambda event: event[0]):
+    for _, size in changes:
         held += size
         peak = max(peak, held)
     return peak

@@ -24,7 +24,7 @@ def predict(
     Batches are made by length, so that little padding is computed. The model is left in the mode it was in.
     """
     order = sorted(range(len(features)), key=lambda number: len(features[number]["input_ids"]), reverse=True)
-    device, was_training = next(model.parameters()).device, model.training
+    device, training = next(model.parameters()).device, [module for module in model.modules() if module.training]
     model.eval()
     rows: list[NDArray[np.float32]] = []
     try:
@@ -33,7 +33,8 @@ def predict(
             inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
             rows.append(model(**inputs).logits.float().cpu().numpy())
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True
     scores = np.concatenate(rows)
     found = np.empty_like(scores)
     found[order] = scores

@@ -9,14 +9,14 @@ autograd keeps only what the gates need and no weight gradient is ever allocated
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pruning_adapter.architectures.identity import dense_parameters, identify, pruned_state
-from pruning_adapter.architectures.sites import Site, find_sites
+from pruning_adapter.architectures.sites import Site, base_of, find_sites
 from pruning_adapter.environment import versions
 from pruning_adapter.errors import ImportanceError
 from pruning_adapter.importance.gates import gated_sites
@@ -45,7 +45,7 @@ def measure_importance(
     Args:
         model: a supported Transformers model that computes a loss from `labels`; on any device, in any floating type.
         batches: any iterable of mappings of tensors, as a DataLoader yields: model inputs with `labels`, one a row.
-            Padding is told by `attention_mask`. Sorted by length (see `length_sorted_batches`) they cost least.
+            Padding is told by `attention_mask`. Sorted by length (see `LengthSortedBatches`) they cost least.
         reduction: what the absolute value is taken of, before the sum over the sample is divided by its tokens:
 
             * "example": each example's gradient, as the paper's formula and Michel et al. say. Independent of batch
@@ -74,13 +74,14 @@ def measure_importance(
     reference = next(model.parameters())
     totals = [torch.zeros(site.heads, dtype=torch.float64, device=reference.device) for site in sites]
     running = [torch.zeros_like(total) for total in totals]
-    examples, tokens, classes = 0, 0, set[float]()
+    classes = int(getattr(cast(Any, base_of(model)).config, "num_labels", 2))
+    examples, tokens, seen = 0, 0, set[float]()
     bar = tqdm(
         batches, desc="importance", unit="batch", leave=False, disable=None if progress is None else not progress
     )
-    with _frozen_in_eval_mode(model), torch.enable_grad():
+    with torch.inference_mode(False), _frozen_in_eval_mode(model), torch.enable_grad():
         for number, raw in enumerate(bar):
-            batch = _to_device(raw, reference.device, number)
+            batch = _to_device(raw, reference.device, number, classes)
             labels = batch["labels"]
             gates = _make_gates(sites, reference, labels.shape[0], _length(batch) if reduction == "token" else None)
             gradients = _gate_gradients(model, batch, sites, gates, number)
@@ -88,14 +89,14 @@ def measure_importance(
                 _accumulate(total, past, gradient, reduction)
             examples += labels.shape[0]
             tokens += _count_tokens(batch)
-            classes.update(labels.unique().tolist() if labels.dim() == 1 else (0.0, 1.0))
+            seen.update(labels.unique().tolist() if labels.dim() == 1 else (0.0, 1.0))
     if examples == 0:
         raise ImportanceError("No batches were given: an empty sample, or an iterator that was used up before.")
     if tokens == 0:
         raise ImportanceError("The batches hold padding only: their attention_mask is all zeros.")
-    if len(classes) < 2 and not allow_one_class:
+    if len(seen) < 2 and not allow_one_class:
         raise ImportanceError(
-            f"All {examples} examples carry the label {next(iter(classes)):g}: what tells classes apart cannot be "
+            f"All {examples} examples carry the label {next(iter(seen)):g}: what tells classes apart cannot be "
             "measured on one of them. Sample from all classes, or pass allow_one_class=True."
         )
     return ImportanceScores(
@@ -121,6 +122,9 @@ def kept_heads_of(model: nn.Module) -> tuple[tuple[int, ...], ...]:
 
 @contextmanager
 def _frozen_in_eval_mode(model: nn.Module) -> Generator[None]:
+    config = cast(Any, base_of(model)).config
+    # Transformers writes down which loss it chose, as a side effect of computing it.
+    problem = getattr(config, "problem_type", None)
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = [module for module in model.modules() if module.training]
     try:
@@ -129,6 +133,7 @@ def _frozen_in_eval_mode(model: nn.Module) -> Generator[None]:
         model.eval()
         yield
     finally:
+        config.problem_type = problem
         for parameter in frozen:
             parameter.requires_grad_(True)
         for module in training:
@@ -136,7 +141,9 @@ def _frozen_in_eval_mode(model: nn.Module) -> Generator[None]:
             module.training = True
 
 
-def _to_device(raw: Mapping[str, Any], device: torch.device, number: int) -> dict[str, Tensor]:
+def _to_device(raw: object, device: torch.device, number: int, classes: int) -> dict[str, Tensor]:
+    if not isinstance(raw, Mapping):
+        raise ImportanceError(f"Batch {number} is a {type(raw).__name__}; a mapping of tensors is needed.")
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in raw.items()}
     labels = batch.get("labels")
     if labels is None:
@@ -149,6 +156,16 @@ def _to_device(raw: Mapping[str, Any], device: torch.device, number: int) -> dic
             f"Batch {number} has labels of shape {tuple(labels.shape)} and type {labels.dtype}; one label per example "
             "is supported, or a row of floats per example for multi-label tasks."
         )
+    if labels.shape[0] == 0:
+        raise ImportanceError(f"Batch {number} is empty.")
+    if not labels.is_floating_point():
+        batch["labels"] = labels.long()
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            wrong = low if low < 0 else high
+            raise ImportanceError(
+                f"Batch {number} has the label {wrong}, but the model has the classes 0-{classes - 1}."
+            )
     return batch
 
 

@@ -145,7 +145,7 @@ class PruningPlan:
                 model=ModelIdentity.from_json(value["model"]),
                 kept_heads=tuple(tuple(block) for block in cast("list[list[int]]", kept)),
                 dense_parameters=int(value["dense_parameters"]),
-                allow_empty_blocks=bool(value["allow_empty_blocks"]),
+                allow_empty_blocks=_read_bool(value["allow_empty_blocks"]),
                 origin=dict(value["origin"]),
             )
         except PlanError:
@@ -170,6 +170,12 @@ class PruningPlan:
             return cls.from_json(content)
         except (CheckpointError, PlanError) as error:
             raise type(error)(f"{path}: {error}") from error
+
+
+def _read_bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"allow_empty_blocks is {value!r}, not true or false")
+    return value
 
 
 def _check_heads(heads: Sequence[object], there_are: int, what: str, model: ModelIdentity) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -160,6 +161,9 @@ def plan_ranks(
     """
     if block_importance not in get_args(BlockImportance):
         raise PlanError(f"block_importance is {block_importance!r}; use one of {', '.join(get_args(BlockImportance))}.")
+    for name, value in (("top_blocks", top_blocks), ("high", high), ("low", low), ("budget", budget)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise PlanError(f"{name} is {value!r}; it must be a whole number.")
     if not scores.model.same_sizes(plan.model):
         raise PlanError(
             f"The scores are of {scores.model}, the plan is for {plan.model}; use scores of the same model."

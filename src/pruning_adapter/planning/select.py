@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 from pruning_adapter.errors import PlanError
 from pruning_adapter.importance.normalize import Scope
@@ -46,6 +47,10 @@ def plan_pruning(
         raise PlanError(
             f"Give exactly one of keep_heads, keep_ratio and threshold; {', '.join(given) or 'none'} was given."
         )
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, Integral if name == "keep_heads" else Real):
+            raise PlanError(f"{name} is {value!r}; it must be a {'whole ' if name == 'keep_heads' else ''}number.")
+    given = {name: int(value) if name == "keep_heads" else float(value) for name, value in given.items()}
     values: list[list[float]] = [block.tolist() for block in scores.normalized(normalization)]
     # Descending score; of equal ones the earlier block, then the lower head.
     order = sorted(

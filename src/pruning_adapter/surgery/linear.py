@@ -1,7 +1,7 @@
 """Cutting one matrix. Feature counts change in the same breath as the weight."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +23,15 @@ class BiasOnly(nn.Module):
     def __init__(self, bias: nn.Parameter | None, out_features: int) -> None:
         super().__init__()
         self.out_features = out_features
-        self.register_parameter("bias", bias)
+        # Not registered the usual way: PEFT loads adapters under a patch that puts every registered parameter on meta.
+        self._parameters["bias"] = bias
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(..., any)` → `(..., out_features)`, the same row everywhere."""
-        shape = (*hidden_states.shape[:-1], self.out_features)
-        if self.bias is None:
-            return hidden_states.new_zeros(shape)
-        # Autocast and mixed modules: the residual stream decides the type.
-        return self.bias.to(hidden_states.dtype).expand(shape)
+        nothing = hidden_states.new_zeros((*hidden_states.shape[:-1], self.out_features))
+        # A sum, not a view of the parameter, which an in-place operation downstream would change. Under autocast the
+        # residual stream decides the type.
+        return nothing if self.bias is None else nothing + self.bias.to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
         return f"out_features={self.out_features}, bias={self.bias is not None}"
@@ -56,7 +56,7 @@ def _select_(module: nn.Module, name: str, dimension: int, index: Sequence[int])
     with torch.no_grad():
         chosen = old.detach().index_select(dimension, torch.tensor(list(index), dtype=torch.long, device=old.device))
     # A new, contiguous parameter: nothing keeps the memory of the old one alive.
-    setattr(module, name, nn.Parameter(chosen, requires_grad=old.requires_grad))
+    cast(Any, module)._parameters[name] = nn.Parameter(chosen, requires_grad=old.requires_grad)
 
 
 def _set_counts(linear: nn.Module, names: Sequence[str], count: int) -> None:

@@ -31,6 +31,9 @@ def apply_method(
         TrainingError: unknown method, or "prune-lora" without a plan.
     """
     model, spec = base.model, spec_of(base.model)
+    # PEFT saves whole heads of these names by itself; a part of one must not be wrapped a second time.
+    heads = {"classifier", "score", *spec.heads}
+    fresh = [name for name in base.fresh if not heads & set(name.split("."))]
     if method == "full":
         return model
     options: dict[str, Any] = {
@@ -45,13 +48,13 @@ def apply_method(
     if method == "lora":
         config = LoraConfig(
             target_modules=full_match(target_pattern(site, ROLES) for site in find_sites(model)),
-            modules_to_save=_unique(*spec.norms, *spec.heads, *base.fresh),
+            modules_to_save=_unique(*spec.norms, *spec.heads, *fresh),
             **options,
         )
     elif method == "prune-lora":
         if plan is None:
             raise TrainingError('The method "prune-lora" needs a pruning plan; make one with plan_pruning.')
-        config = PruneLoraConfig(pruning=plan, ranks=ranks, modules_to_save=_unique(*base.fresh), **options)
+        config = PruneLoraConfig(pruning=plan, ranks=ranks, modules_to_save=fresh, **options)
     else:
         raise TrainingError(f"Method {method!r} is unknown; there are {', '.join(METHODS)}.")
     return cast(nn.Module, get_peft_model(cast(Any, model), config))

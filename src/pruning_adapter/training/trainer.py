@@ -1,12 +1,15 @@
 """Training on the Hugging Face Trainer: one road for every method, so that comparisons are fair."""
 
+import json
 import logging
 import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     DataCollatorWithPadding,
@@ -93,10 +96,8 @@ def train_(
     trainer.add_callback(_StopAtNan())
     if evaluate is not None:
         trainer.add_callback(_EvaluateEveryEpoch(trainer, evaluate))
-    from transformers.trainer_utils import get_last_checkpoint
-
-    last = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    last = _last_complete_checkpoint(folder) if resume else None
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return [_numbers(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
 
 
@@ -158,6 +159,30 @@ def make_trainer(
     return trainer
 
 
+def _last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; a run that was killed may leave a half one."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        if _is_complete(path):
+            return path
+        _LOGGER.warning("%s is incomplete and is left aside", path)
+    return None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    weights = list(checkpoint.glob("*.safetensors"))
+    states = [checkpoint / name for name in ("optimizer.pt", "scheduler.pt")]
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for path in weights:
+            with safe_open(path, framework="pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    # PyTorch writes zip archives, whose directory comes last.
+    return bool(weights) and all(zipfile.is_zipfile(path) for path in states)
+
+
 def check_accumulate(accumulate: int, recipe: Recipe) -> None:
     """Refuse a number of parts that does not divide the recipe's batches.
 
@@ -178,6 +203,18 @@ class _StopAtNan(TrainerCallback):
                     f"The training {name} is {value} at step {state.global_step}. Lower the learning rate "
                     f"({args.learning_rate:g}), or look for NaN in the weights. Checkpoints of earlier epochs are kept "
                     f"in {args.output_dir}."
+                )
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Steps between two log entries, and the last ones, are not seen above.
+        for name, parameter in cast(nn.Module, kwargs["model"]).named_parameters():
+            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+                raise TrainingError(
+                    f"The weight {name} is no longer a finite number after step {state.global_step}. Lower the "
+                    f"learning rate ({args.learning_rate:g}). Checkpoints of earlier epochs are kept in "
+                    f"{args.output_dir}."
                 )
 
 

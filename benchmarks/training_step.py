@@ -1,12 +1,12 @@
 """Time of a training step: full fine-tuning, stock PEFT LoRA and Prune-LoRA, side by side on real batches.
 
-    python benchmarks/training_step.py --model MODEL --data-dir GLUE --threads 2 --output benchmarks/results/training-step.json
+    python benchmarks/training_step.py --model MODEL --data-dir GLUE --threads 2 --output RESULT.json
 
-In one process, the arms take turns on the same batches, A B C A B C ...; what is reported is the ratio to "stock LoRA" step
-by step: median and quartiles. A second stock LoRA shows the noise of the machine (A/A). Batches hold 32 examples of the
-task's own lengths. Two kinds of batches, never mixed: "random" as most people train (random order, padded to the longest),
-and "grouped" by length, as the recipe `default` does. Arms "stock" keep the model's own dropout; "no dropout" differs from
-Prune-LoRA in nothing but the pruning and the ranks. About five minutes on two cores.
+In one process, the arms take turns on the same batches, A B C A B C ...; what is reported is the ratio to "stock LoRA"
+step by step: median and quartiles. A second stock LoRA shows the noise of the machine (A/A). Batches hold 32 examples
+of the task's own lengths. Two kinds of batches, never mixed: "random" as most people train (random order, padded to the
+longest), and "grouped" by length, as the recipe `default` does. Arms "stock" keep the model's own dropout; "no dropout"
+differs from Prune-LoRA in nothing but the pruning and the ranks. About five minutes on two cores.
 """
 
 import argparse

@@ -81,7 +81,7 @@ def test_an_attribute_that_follows_must_count_something_known() -> None:
 def test_projections_must_cover_each_role_once(roles: list[tuple[str, ...]], covered: str) -> None:
     projections = tuple(Projection(path=f"p{number}", roles=named) for number, named in enumerate(roles))
     with pytest.raises(ArchitectureError, match=rf"'core' cover the roles {covered}; .* each be covered once"):
-        AttentionSpec(core="core", projections=projections, output="out", head_size="size", dropout="dropout")
+        AttentionSpec(core="core", projections=projections, output="out", head_size="size")
 
 
 def test_the_output_projection_lies_in_the_attention_or_beside_it() -> None:

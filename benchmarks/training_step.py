@@ -60,8 +60,12 @@ def main() -> None:
 
     rows = [row for task in options.tasks for row in measure_task(options, task)]
     command = shlex.join(["python", *sys.argv])
-    for secret, shown in ((options.model, options.model_id or Path(options.model).name), (options.data_dir, "GLUE")):
-        command = command.replace(secret, shown)
+    for path, shown in (
+        (options.model, options.model_id or Path(options.model).name),
+        (options.data_dir, "GLUE"),
+        (str(options.output), options.output.name),
+    ):
+        command = command.replace(path, shown)
     content = {"command": command, "machine": machine(), "versions": versions(), "rows": rows}
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(content))

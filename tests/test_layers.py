@@ -28,8 +28,8 @@ ORDER = (
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-# What is measured is described without the means of measuring it.
-BESIDE = {("training", "demo"), ("demo", "training"), ("hooks", "adapter"), ("hooks", "checkpoint")}
+# The demo makes task data; hooks wait on the same floor as those they call.
+BESIDE = {("demo", "training"), ("hooks", "adapter"), ("hooks", "checkpoint")}
 
 
 def package_of(path: Path) -> str:

@@ -99,7 +99,7 @@ class Conformance:
     def test_gates_at_one_change_nothing_and_leave_nothing_behind(self, attention: str) -> None:
         model, batch = self.model(attention=attention), make_batch()
         before, hooks = logits(model, batch), hooks_of(model)
-        with pa.gated(model, [torch.ones(site.heads) for site in find_sites(model)]):
+        with pa.gated(model, [torch.ones(site.units) for site in find_sites(model)]):
             torch.testing.assert_close(logits(model, batch), before, rtol=0, atol=0)
             assert hooks_of(model) == hooks + len(find_sites(model))
         assert hooks_of(model) == hooks
@@ -133,7 +133,7 @@ class Conformance:
         scores = pa.measure_importance(model, [batch], allow_one_class=True)
         tokens, step = int(batch["attention_mask"].sum()), 1e-5
         for block, site in enumerate(find_sites(model)):
-            for head in range(site.heads):
+            for head in range(site.units):
                 losses: list[Tensor] = []
                 for sign in (1, -1):
                     gates = [torch.ones(s.heads, dtype=torch.float64) for s in find_sites(model)]
@@ -243,7 +243,7 @@ class Conformance:
             pa.prune_(model, other_sizes, allow_other_weights=True)
         assert torch.equal(logits(model, batch), before)
         pa.prune_(model, make_plan(self.model(seed=1), {0: [1]}), allow_other_weights=True)
-        assert find_sites(model)[0].heads == 3
+        assert find_sites(model)[0].units == 3
 
     def test_the_fingerprint_depends_neither_on_dtype_nor_on_the_task_head(self) -> None:
         model = self.model(dtype=torch.float32)
@@ -308,7 +308,7 @@ class Conformance:
         fresh = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
         loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
         torch.testing.assert_close(logits(loaded, batch), logits(model, batch), **TIGHT)
-        kept = [site.heads for site in find_sites(loaded)]
+        kept = [site.units for site in find_sites(loaded)]
         assert kept == [4 - len(pruned.get(block, [])) for block in range(3)]
 
     # Checkpoint

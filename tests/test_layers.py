@@ -16,6 +16,7 @@ ORDER = (
     ("errors",),
     ("environment", "storage"),
     ("architectures",),
+    ("costs",),
     ("importance",),
     ("planning",),
     ("surgery",),

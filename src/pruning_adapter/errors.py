@@ -4,6 +4,7 @@ __all__ = [
     "AdapterError",
     "ArchitectureError",
     "CheckpointError",
+    "CostError",
     "DataError",
     "ImportanceError",
     "OutputError",
@@ -23,6 +24,10 @@ class ArchitectureError(PruningAdapterError, ValueError):
 
 class ImportanceError(PruningAdapterError, ValueError):
     """Scores that cannot be measured, read or compared."""
+
+
+class CostError(PruningAdapterError, ValueError):
+    """A cost that cannot be counted or measured, or a table of costs that belongs to another machine or model."""
 
 
 class PlanError(PruningAdapterError, ValueError):

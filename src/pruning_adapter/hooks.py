@@ -22,10 +22,8 @@ def install() -> None:
 
 def _wait_for_family(spec: ArchitectureSpec) -> None:
     for stack in spec.stacks:
-        # Transformers patches its own modules only; a user's model is rebuilt by the user's code.
-        if stack.built_by[0].startswith("transformers."):
-            for home in (stack.built_by[0], *stack.homonyms):
-                register_post_import_hook(_teach(spec, stack), home)
+        for home in (stack.built_by[0], *stack.homonyms):
+            register_post_import_hook(_teach(spec, stack), home)
 
 
 def _teach(spec: ArchitectureSpec, stack: BlockStack) -> Callable[[object], None]:

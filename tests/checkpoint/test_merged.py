@@ -80,7 +80,7 @@ def test_other_auto_classes_rebuild_the_same_trunk(tmp_path: Path) -> None:
     pa.save_pruned(model, tmp_path / "merged")
     for auto in (AutoModel, AutoModelForTokenClassification):
         loaded: Any = auto.from_pretrained(tmp_path / "merged")
-        assert [site.heads for site in find_sites(loaded)] == [2, 4, 3]
+        assert [site.units for site in find_sites(loaded)] == [2, 4, 3]
         ours, theirs = loaded.base_model.state_dict(), model.get_base_model().base_model.state_dict()
         name = "encoder.layer.0.attention.self.query.weight"
         assert ours[name].shape == theirs[name.replace("weight", "base_layer.weight")].shape
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         pa.load_pruned(folder)
     # After all these failures, loading still works.
     (folder / "config.json").write_text(config)
-    assert [site.heads for site in find_sites(pa.load_pruned(folder))] == [2, 4, 3]
+    assert [site.units for site in find_sites(pa.load_pruned(folder))] == [2, 4, 3]
 
 
 def load_file_from(content: bytes, folder: Path) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ NAN = float("nan")
 def make_scores(*blocks: list[float], kept: tuple[tuple[int, ...], ...] | None = None) -> ImportanceScores:
     """Scores of a made-up model whose blocks have 4 heads each; all of them are scored unless `kept` says otherwise."""
     projections = tuple(ProjectionShape(roles=(role,), in_features=8, bias=True) for role in ("query", "key", "value"))
-    site = SiteShape(heads=4, key_value_heads=4, head_size=2, projections=projections, out_features=8)
+    site = SiteShape(units=4, groups=4, unit_size=2, projections=projections, out_features=8)
     return ImportanceScores(
         heads=tuple(torch.tensor(block, dtype=torch.float64) for block in blocks),
         kept_heads=((0, 1, 2, 3),) * len(blocks) if kept is None else kept,

@@ -21,7 +21,7 @@ from tiny import FAMILIES, make_model
 
 torch.set_num_threads(1)
 PROJECTIONS = tuple(ProjectionShape(roles=(role,), in_features=6, bias=True) for role in ("query", "key", "value"))
-SITE = SiteShape(heads=4, key_value_heads=4, head_size=2, projections=PROJECTIONS, out_features=6)
+SITE = SiteShape(units=4, groups=4, unit_size=2, projections=PROJECTIONS, out_features=6)
 MODEL = ModelIdentity(
     model_type="bert",
     sites=(SITE,) * 3,
@@ -71,7 +71,7 @@ def test_parameters_by_hand() -> None:
 
 
 def test_grouped_parameters_by_hand() -> None:
-    grouped = replace(MODEL, sites=(replace(SITE, key_value_heads=2),), block_parameters=(500,))
+    grouped = replace(MODEL, sites=(replace(SITE, groups=2),), block_parameters=(500,))
     whole_group = PruningPlan(model=grouped, kept_heads=((0, 1),), dense_parameters=2000)
     # Two query heads and the one key and the one value head that they read.
     assert whole_group.parameters_removed == (2 + 1 + 1) * 2 * 7 + 2 * 2 * 6

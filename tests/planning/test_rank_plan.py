@@ -30,7 +30,7 @@ def make_scores(*blocks: Sequence[float]) -> ImportanceScores:
         ProjectionShape(roles=(role,), in_features=HIDDEN, bias=True) for role in ("query", "key", "value")
     )
     site = SiteShape(
-        heads=HEADS, key_value_heads=HEADS, head_size=HEAD_SIZE, projections=projections, out_features=HIDDEN
+        units=HEADS, groups=HEADS, unit_size=HEAD_SIZE, projections=projections, out_features=HIDDEN
     )
     return ImportanceScores(
         heads=tuple(torch.tensor(block, dtype=torch.float64) for block in blocks),

@@ -35,7 +35,7 @@ def make_scores(*blocks: Sequence[float]) -> ImportanceScores:
         model=ModelIdentity(
             model_type="bert",
             sites=tuple(
-                SiteShape(heads=count, key_value_heads=count, head_size=2, projections=projections, out_features=6)
+                SiteShape(units=count, groups=count, unit_size=2, projections=projections, out_features=6)
                 for count in counts
             ),
             block_parameters=(500,) * len(blocks),

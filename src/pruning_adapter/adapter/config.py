@@ -25,9 +25,10 @@ class PruneLoraConfig(LoraConfig):
     scaling `lora_alpha / r` holds for every block, whatever its rank.
 
     Args:
-        pruning: which heads stay; a `PruningPlan` or its JSON object.
+        pruning: which heads and neurons stay; a `PruningPlan` or its JSON object.
         ranks: LoRA rank per block; a `RankPlan` or its JSON object. None: rank `r` on query, key, value and output of
             every block that has heads.
+        base_fingerprint: of the base, where its weights were corrected for what is gone; filled in at injection.
         train_norms: whether the normalisation layers train, as in the paper.
         allow_other_weights: accept a base of the same sizes with other weights than the plan was made for. The adapter
             then remembers that base instead.
@@ -39,6 +40,9 @@ class PruneLoraConfig(LoraConfig):
     pruning: dict[str, Any] | PruningPlan | None = field(default=None, metadata={"help": "Which heads stay."})
     ranks: dict[str, Any] | RankPlan | None = field(default=None, metadata={"help": "LoRA rank per block."})
     train_norms: bool = field(default=True, metadata={"help": "Whether normalisation layers train."})
+    base_fingerprint: str | None = field(
+        default=None, metadata={"help": "Of a reconstructed base, filled in at injection."}
+    )
     allow_other_weights: bool = field(default=False, metadata={"help": "Accept a base with other weights."})
 
     def __post_init__(self) -> None:
@@ -53,9 +57,10 @@ class PruneLoraConfig(LoraConfig):
                 "PruneLoraConfig needs pruning=PruningPlan; for LoRA without pruning use peft.LoraConfig."
             )
         ranks, plan = self.rank_plan, self.pruning_plan
-        if not any(plan.kept_heads):
+        if ranks is None and not any(plan.kept_heads):
             raise AdapterError("The plan leaves no block a head, so there is nothing to adapt.")
-        if ranks is not None and (ranks.kept_heads != plan.kept_heads or not ranks.model.same_sizes(plan.model)):
+        same = ranks is None or (ranks.kept_heads, ranks.kept_neurons) == (plan.kept_heads, plan.kept_neurons)
+        if ranks is not None and (not same or not ranks.model.same_sizes(plan.model)):
             raise AdapterError("The rank plan was made for another pruning plan; make it anew with plan_ranks.")
 
     def _check_fields(self, *, new: bool) -> None:

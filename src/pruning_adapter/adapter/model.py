@@ -8,8 +8,8 @@ from peft import LoraModel
 from torch import nn
 
 from pruning_adapter.adapter.config import PruneLoraConfig
-from pruning_adapter.architectures.identity import identify, pruned_state
-from pruning_adapter.architectures.sites import Site, find_sites, spec_of
+from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
+from pruning_adapter.architectures.sites import Site, find_all_sites, spec_of
 from pruning_adapter.errors import AdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.planning.rank_plan import ROLES
@@ -47,9 +47,9 @@ class PruneLoraModel(LoraModel):
 def _ensure_pruned_(model: nn.Module, config: PruneLoraConfig) -> None:
     plan, state = config.pruning_plan, pruned_state(model)
     if state is not None and identify(model) == state.dense:
-        if state.dense.same_sizes(plan.model) and state.kept_heads != plan.kept_heads:
+        if state.dense.same_sizes(plan.model) and state.kept != plan.kept:
             raise AdapterError(
-                f"This model is already pruned otherwise ({_difference(state.kept_heads, plan)}); attach the adapter "
+                f"This model is already pruned otherwise ({_difference(state.kept, plan)}); attach the adapter "
                 "to the dense base it names, or use adapters that share one plan."
             )
     elif state is not None and state.dense.same_weights(plan.model) and not config.allow_other_weights:
@@ -58,20 +58,40 @@ def _ensure_pruned_(model: nn.Module, config: PruneLoraConfig) -> None:
             "model?), so the adapter would be added to the wrong weights. Attach it to the base it was trained on."
         )
     check_plan_fits(model, plan, allow_other_weights=config.allow_other_weights)
+    if plan.reconstruct != "none":
+        _check_reconstructed(config, state)
     base = identify(model)
-    if state is None or state.kept_heads != plan.kept_heads:
+    if state is None or state.kept != plan.kept:
         prune_(model, plan, allow_other_weights=config.allow_other_weights)
     if config.allow_other_weights:
         config.remember_base(base)
 
 
+def _check_reconstructed(config: PruneLoraConfig, state: PrunedState | None) -> None:
+    """The corrected weights are the base of such an adapter; they cannot be made again from the plan alone."""
+    wanted = config.pruning_plan.reconstruct
+    if state is None or state.reconstructed != wanted:
+        raise AdapterError(
+            f'The adapter\'s plan asks for reconstruct="{wanted}", which corrects weights on calibration examples. '
+            "First make that base: reconstruct_(model, plan, batches); save it with save_pruned, and attach adapters "
+            "to what load_pruned gives."
+        )
+    if config.base_fingerprint is None:
+        config.base_fingerprint = state.fingerprint
+    elif config.base_fingerprint != state.fingerprint:
+        raise AdapterError(
+            "This model was corrected on other calibration examples than the base that the adapter was trained on. "
+            "Load that base, which save_pruned saved."
+        )
+
+
 def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
     """Say to PEFT's LoRA what the plans decided."""
-    sites, ranks, spec = find_sites(model), config.rank_plan, spec_of(model)
+    sites, ranks, spec = find_all_sites(model), config.rank_plan, spec_of(model)
     roles = ROLES if ranks is None else ranks.roles
-    rank_of = [config.r if site.heads else 0 for site in sites] if ranks is None else ranks.ranks
-    targets = {site: rank for site, rank in zip(sites, rank_of, strict=True) if rank and site.heads}
-    patterns = {target_pattern(site, roles): rank for site, rank in targets.items()}
+    rank_of = [config.r for _ in sites] if ranks is None else ranks.all_ranks
+    targets = {site: rank for site, rank in zip(sites, rank_of, strict=True) if rank and site.units}
+    patterns = {pattern: rank for site, rank in targets.items() if (pattern := target_pattern(site, roles))}
     config.target_modules = full_match(patterns)
     config.rank_pattern = patterns
     # PEFT divides alpha by the rank, or by its root; the same power here makes the scaling one for all ranks. It allows
@@ -91,15 +111,19 @@ def full_match(patterns: Iterable[str]) -> str:
 
 
 def target_pattern(site: Site, roles: Sequence[str]) -> str:
-    """A pattern for the end of the names of the projections that play `roles` at `site`."""
-    paths = [p.path for p in site.spec.projections if any(role in roles for role in p.roles)]
-    if "output" in roles:
+    """A pattern for the end of the names of the projections that play `roles` at `site`; empty if none does."""
+    paths = [p.path for p in site.projections if any(role in roles for role in p.roles)]
+    if ("output" if site.kind == "heads" else "down") in roles:
         paths.append(site.spec.output)
-    return rf"{re.escape(site.path)}\.(?:{'|'.join(re.escape(path) for path in paths)})"
+    return rf"{re.escape(site.path)}\.(?:{'|'.join(re.escape(path) for path in paths)})" if paths else ""
 
 
 def _difference(kept: Sequence[Sequence[int]], plan: PruningPlan) -> str:
-    for block, (there, wanted) in enumerate(zip(kept, plan.kept_heads, strict=True)):
+    for shape, number, there, wanted in zip(
+        plan.model.all_sites, plan.model.blocks_of_sites, kept, plan.kept, strict=True
+    ):
         if tuple(there) != wanted:
-            return f"block {block} has the heads {list(there)}, the plan keeps {list(wanted)}"
+            if shape.kind == "heads":
+                return f"block {number} has the heads {list(there)}, the plan keeps {list(wanted)}"
+            return f"block {number} has {len(there)} neurons, the plan keeps {len(wanted)}, or others"
     return "no difference"

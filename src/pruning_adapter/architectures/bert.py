@@ -1,12 +1,17 @@
-"""BERT, RoBERTa, ELECTRA: one post-norm encoder with separate query, key and value.
+"""BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA: one post-norm encoder with separate query, key and value.
 
-The three differ in their names only; Transformers generates the latter two from the first.
+They differ in their names only; Transformers generates the others from the first.
 """
 
 from pruning_adapter.architectures.registry import register
-from pruning_adapter.architectures.spec import ArchitectureSpec, AttentionSpec, BlockStack, Follow, Projection
-
-__all__ = ["ATTENTION"]
+from pruning_adapter.architectures.spec import (
+    ArchitectureSpec,
+    AttentionSpec,
+    BlockStack,
+    FeedForwardSpec,
+    Follow,
+    Projection,
+)
 
 ATTENTION = AttentionSpec(
     core="attention.self",
@@ -22,55 +27,36 @@ ATTENTION = AttentionSpec(
         Follow(module="attention.self", attribute="all_head_size", counts="rows"),
     ),
 )
-
-register(
-    ArchitectureSpec(
-        family="BERT",
-        model_types=("bert",),
-        stacks=(
-            BlockStack(
-                path="encoder.layer",
-                attentions=(ATTENTION,),
-                built_by=("transformers.models.bert.modeling_bert", "BertEncoder"),
-                homonyms=("transformers.models.bert_generation.modeling_bert_generation",),
-            ),
-        ),
-        norms=("LayerNorm",),
-        legacy_pruned_heads=True,
-        examples=("google-bert/bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"),
-    )
+FEED_FORWARD = FeedForwardSpec(
+    projections=(Projection(path="intermediate.dense", roles=("up",)),),
+    output="output.dense",
 )
 
-register(
-    ArchitectureSpec(
-        family="RoBERTa",
-        model_types=("roberta",),
-        stacks=(
-            BlockStack(
-                path="encoder.layer",
-                attentions=(ATTENTION,),
-                built_by=("transformers.models.roberta.modeling_roberta", "RobertaEncoder"),
-            ),
-        ),
-        norms=("LayerNorm",),
-        legacy_pruned_heads=True,
-        examples=("FacebookAI/roberta-base",),
-    )
-)
 
-register(
-    ArchitectureSpec(
-        family="ELECTRA",
-        model_types=("electra",),
-        stacks=(
-            BlockStack(
-                path="encoder.layer",
-                attentions=(ATTENTION,),
-                built_by=("transformers.models.electra.modeling_electra", "ElectraEncoder"),
+def describe(family: str, model_type: str, block: str, *examples: str) -> None:
+    """Register one of the family's dialects."""
+    module = model_type.replace("-", "_")
+    register(
+        ArchitectureSpec(
+            family=family,
+            model_types=(model_type,),
+            stacks=(
+                BlockStack(
+                    path="encoder.layer",
+                    attentions=(ATTENTION,),
+                    feed_forward=FEED_FORWARD,
+                    built_by=(f"transformers.models.{module}.modeling_{module}", block),
+                ),
             ),
-        ),
-        norms=("LayerNorm",),
-        legacy_pruned_heads=True,
-        examples=("google/electra-small-discriminator",),
+            norms=("LayerNorm",),
+            legacy_pruned_heads=True,
+            examples=examples,
+        )
     )
-)
+
+
+describe("BERT", "bert", "BertLayer", "google-bert/bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2")
+describe("RoBERTa", "roberta", "RobertaLayer", "FacebookAI/roberta-base")
+describe("XLM-R", "xlm-roberta", "XLMRobertaLayer", "FacebookAI/xlm-roberta-base")
+describe("CamemBERT", "camembert", "CamembertLayer", "almanach/camembert-base")
+describe("ELECTRA", "electra", "ElectraLayer", "google/electra-small-discriminator")

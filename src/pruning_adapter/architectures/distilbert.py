@@ -1,7 +1,14 @@
 """DistilBERT: query, key, value and output in one module; its task head has a second, untrained layer."""
 
 from pruning_adapter.architectures.registry import register
-from pruning_adapter.architectures.spec import ArchitectureSpec, AttentionSpec, BlockStack, Follow, Projection
+from pruning_adapter.architectures.spec import (
+    ArchitectureSpec,
+    AttentionSpec,
+    BlockStack,
+    FeedForwardSpec,
+    Follow,
+    Projection,
+)
 
 register(
     ArchitectureSpec(
@@ -23,7 +30,11 @@ register(
                         follow=(Follow(module="attention", attribute="n_heads", counts="heads"),),
                     ),
                 ),
-                built_by=("transformers.models.distilbert.modeling_distilbert", "Transformer"),
+                feed_forward=FeedForwardSpec(
+                    projections=(Projection(path="ffn.lin1", roles=("up",)),),
+                    output="ffn.lin2",
+                ),
+                built_by=("transformers.models.distilbert.modeling_distilbert", "TransformerBlock"),
             ),
         ),
         norms=("LayerNorm", "sa_layer_norm", "output_layer_norm"),

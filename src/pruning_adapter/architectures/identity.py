@@ -9,14 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning_adapter.architectures.shapes import ModelIdentity
-from pruning_adapter.architectures.sites import base_of, find_sites, find_stacks, model_type_of, spec_of, trunk_of
+from pruning_adapter.architectures.ranges import from_ranges, to_ranges
+from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
+from pruning_adapter.architectures.sites import (
+    base_of,
+    find_all_sites,
+    find_feed_forwards,
+    find_sites,
+    find_stacks,
+    model_type_of,
+    spec_of,
+    trunk_of,
+)
 from pruning_adapter.errors import ArchitectureError, CheckpointError
 
 __all__ = [
     "CONFIG_FIELD",
     "PrunedState",
     "count_parameters",
+    "count_stack_blocks",
     "dense_parameters",
     "fingerprint_weights",
     "identify",
@@ -25,7 +36,7 @@ __all__ = [
 
 CONFIG_FIELD = "pruning"
 """Name of the field of `model.config` (and so of config.json) that says what was removed."""
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +44,35 @@ class PrunedState:
     """What a model lost: written into its config by surgery, and so saved with it."""
 
     dense: ModelIdentity
-    """The model before any head was removed."""
+    """The model before any unit was removed."""
     kept_heads: tuple[tuple[int, ...], ...]
-    """Heads left in every block, by their number in the dense model."""
+    """Heads left in every attention, by their number in the dense model."""
+    kept_neurons: tuple[tuple[int, ...], ...]
+    """Neurons left in every feed-forward, likewise."""
+    stack_blocks: tuple[int, ...]
+    """Blocks in each of the family's stacks; 0 for a stack that the model lacks."""
     fingerprint: str | None
     """Of the weights right after surgery: tells a base that was only pruned from one that was trained since."""
+    reconstructed: str = "none"
+    """How the kept weights were corrected for what is gone: "none", "bias" or "lstsq"."""
+    macs: dict[str, Any] | None = None
+    """What the dense model's forward costs (see `costs.macs`), if it was counted when it was scored."""
+
+    @property
+    def kept(self) -> tuple[tuple[int, ...], ...]:
+        """What is left of each of `dense.all_sites`."""
+        return self.kept_heads + self.kept_neurons
 
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": _SCHEMA,
             "dense": self.dense.to_json(),
             "kept_heads": [list(heads) for heads in self.kept_heads],
+            "kept_neurons": [to_ranges(neurons) for neurons in self.kept_neurons],
+            "stack_blocks": list(self.stack_blocks),
             "fingerprint": self.fingerprint,
+            "reconstructed": self.reconstructed,
+            "macs": self.macs,
         }
 
     @classmethod
@@ -60,18 +88,33 @@ class PrunedState:
                     f"config.{CONFIG_FIELD} has schema {value['schema']}; this release reads {_SCHEMA}."
                 )
             dense = ModelIdentity.from_json(value["dense"])
-            kept = tuple(tuple(heads) for heads in value["kept_heads"])
-            fingerprint = value["fingerprint"]
-            there_are = [set(range(site.heads)) for site in dense.sites]
-            fits = len(kept) == len(there_are) and all(
-                all(type(head) is int for head in heads) and list(heads) == sorted(set(heads)) and set(heads) <= known
-                for heads, known in zip(kept, there_are, strict=True)
-            )
-        except (KeyError, TypeError) as error:
+            heads = tuple(tuple(heads) for heads in value["kept_heads"])
+            neurons = tuple(from_ranges(ranges) for ranges in value["kept_neurons"])
+            fingerprint, blocks = value["fingerprint"], tuple(int(count) for count in value["stack_blocks"])
+            fits = _fit(heads, dense.sites) and _fit(neurons, dense.feed_forwards)
+            reconstructed, macs = str(value["reconstructed"]), value["macs"]
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"config.{CONFIG_FIELD} is damaged: {error!r}.") from error
         if not fits:
-            raise CheckpointError(f"config.{CONFIG_FIELD} names heads that {dense} does not have.")
-        return cls(dense=dense, kept_heads=kept, fingerprint=None if fingerprint is None else str(fingerprint))
+            raise CheckpointError(f"config.{CONFIG_FIELD} names heads or neurons that {dense} does not have.")
+        return cls(
+            dense=dense,
+            kept_heads=heads,
+            kept_neurons=neurons,
+            stack_blocks=blocks,
+            fingerprint=None if fingerprint is None else str(fingerprint),
+            reconstructed=reconstructed,
+            macs=macs,
+        )
+
+
+def _fit(kept: tuple[tuple[int, ...], ...], sites: tuple[SiteShape, ...]) -> bool:
+    return len(kept) == len(sites) and all(
+        all(type(unit) is int for unit in units)
+        and list(units) == sorted(set(units))
+        and (not units or 0 <= units[0] <= units[-1] < site.units)
+        for units, site in zip(kept, sites, strict=True)
+    )
 
 
 def pruned_state(model: nn.Module) -> PrunedState | None:
@@ -84,11 +127,18 @@ def pruned_state(model: nn.Module) -> PrunedState | None:
     if value is None:
         return None
     state = PrunedState.from_json(value)
-    for site, kept in zip(find_sites(model), state.kept_heads, strict=True):
-        if site.heads != len(kept):
+    sites = find_all_sites(model)
+    if len(sites) != len(state.kept):
+        raise CheckpointError(
+            f"config.{CONFIG_FIELD} speaks of {len(state.kept)} attentions and feed-forwards, but the model has "
+            f"{len(sites)}: it is a part of the pruned model. Load the whole, and take the part from it."
+        )
+    for site, kept in zip(sites, state.kept, strict=True):
+        if site.units != len(kept):
             raise CheckpointError(
-                f"config.{CONFIG_FIELD} says that {site.path} has {len(kept)} heads left, but it has {site.heads}: the "
-                "model was built from its config alone. Build it with from_pretrained, from_config or load_pruned."
+                f"config.{CONFIG_FIELD} says that {site.path} has {len(kept)} {site.kind} left, but it has "
+                f"{site.units}: the model was built from its config alone. Build it with from_pretrained or "
+                "load_pruned."
             )
     return state
 
@@ -115,12 +165,27 @@ def identify(model: nn.Module) -> ModelIdentity:
     return ModelIdentity(
         model_type=model_type,
         sites=tuple(site.shape() for site in find_sites(model)),
+        feed_forwards=tuple(site.shape() for site in find_feed_forwards(model)),
+        site_blocks=_site_blocks(model),
         block_parameters=tuple(sum(p.numel() for _, p in _own_parameters(block)) for _, block, _ in find_stacks(model)),
         norm_parameters=_count_norms(model),
         fingerprint=fingerprint_weights(model),
         name=str(getattr(config, "_name_or_path", "") or ""),
         revision=getattr(config, "_commit_hash", None),
     )
+
+
+def count_stack_blocks(model: nn.Module) -> tuple[int, ...]:
+    """Blocks in each stack of the model's family; 0 for a stack that it lacks."""
+    stacks = [stack for _, _, stack in find_stacks(model)]
+    return tuple(sum(found is stack for found in stacks) for stack in spec_of(model).stacks)
+
+
+def _site_blocks(model: nn.Module) -> tuple[int, ...]:
+    paths = {path: number for number, (path, _, _) in enumerate(find_stacks(model))}
+    blocks = tuple(paths[site.path] for site in find_all_sites(model))
+    plain = (*range(len(paths)), *range(len(paths)))
+    return () if blocks == plain else blocks
 
 
 def fingerprint_weights(model: nn.Module) -> str | None:
@@ -152,13 +217,13 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def dense_parameters(model: nn.Module) -> int:
-    """Parameters that `model` had (task head included) before any head was removed."""
+    """Parameters that `model` had (task head included) before any unit was removed."""
     state = pruned_state(model)
     removed = 0
     if state is not None:
         removed = sum(
-            site.parameters(range(site.heads)) - site.parameters(kept)
-            for site, kept in zip(state.dense.sites, state.kept_heads, strict=True)
+            site.parameters(range(site.units)) - site.parameters(kept)
+            for site, kept in zip(state.dense.all_sites, state.kept, strict=True)
         )
     return count_parameters(model) + removed
 
@@ -176,5 +241,5 @@ def _count_norms(model: nn.Module) -> int:
     return sum(
         parameter.numel()
         for name, parameter in _own_parameters(trunk_of(model))
-        if name.rpartition(".")[0].endswith(endings)
+        if f".{name}".rpartition(".")[0].endswith(endings)
     )

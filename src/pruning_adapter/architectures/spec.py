@@ -1,16 +1,39 @@
 """How a family of models is described: where its units live, as data. No algorithm reads a model's name.
 
-A *unit* is what surgery removes: an attention head (later also a feed-forward neuron). Units of one kind live at a
-*site*: some projections write them (their weight rows are grouped by unit), one output projection reads them (its
-weight columns are grouped by unit). Everything else about a family follows from that.
+A *unit* is what surgery removes: an attention head or a feed-forward neuron. Units of one kind live at a *site*: some
+projections write them (their weight rows are grouped by unit), one output projection reads them (its weight columns are
+grouped by unit). Everything else about a family follows from that.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from pruning_adapter.errors import ArchitectureError
 
-__all__ = ["ArchitectureSpec", "AttentionSpec", "BlockStack", "Follow", "Fusion", "Projection"]
+__all__ = [
+    "ATTENTION_ROLES",
+    "FEED_FORWARD_ROLES",
+    "GROUP_ROLES",
+    "ArchitectureSpec",
+    "AttentionSpec",
+    "BlockStack",
+    "FeedForwardSpec",
+    "Follow",
+    "Fusion",
+    "Kind",
+    "PositionBias",
+    "Projection",
+]
+
+Kind = Literal["heads", "neurons"]
+
+ATTENTION_ROLES = ("query", "key", "value", "position_query", "position_key")
+"""What a projection may write for the heads. DeBERTa projects relative positions too, one part per query head."""
+FEED_FORWARD_ROLES = ("gate", "up")
+"""What a projection may write for the neurons: both are multiplied, unit by unit, in a gated feed-forward."""
+GROUP_ROLES = frozenset({"key", "value"})
+"""Roles that query heads of one group share under grouped-query attention."""
 
 
 class Fusion(StrEnum):
@@ -29,9 +52,11 @@ class Projection:
     path: str
     """Module path, relative to the block."""
     roles: tuple[str, ...]
-    """One of "query", "key", "value", or several where the family fuses them."""
+    """One of the roles above, or several where the family fuses them, in the order of their rows."""
     fusion: Fusion = Fusion.BY_ROLE
     """Only read where there are several roles."""
+    optional: bool = False
+    """Whether some configurations of the family lack it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +66,32 @@ class Follow:
     module: str
     """Module path, relative to the block."""
     attribute: str
+    """Its name; "config.name" where the forward reads a count from the config that all blocks share. The module then
+    gets a view of the config of its own."""
     counts: str
-    """What the attribute counts: "heads", "key_value_heads", "rows" (heads x head size) or "heads_per_group"."""
+    """What the attribute counts: "heads", "key_value_heads", "rows" (heads x head size), "heads_per_group" or
+    "neurons"."""
 
     def __post_init__(self) -> None:
-        allowed = ("heads", "key_value_heads", "rows", "heads_per_group")
+        allowed = ("heads", "key_value_heads", "rows", "heads_per_group", "neurons")
         if self.counts not in allowed:
             raise ArchitectureError(f"Follow.counts is {self.counts!r}; it must be one of {', '.join(allowed)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionBias:
+    """A bias on the attention scores, `(batch or 1, heads, queries, keys)`, that blocks hand on to one another.
+
+    Blocks that lost different heads need different slices of it, so it is handed on at full width and sliced on its
+    way into each attention.
+    """
+
+    argument: str
+    """Name of the argument of the core's forward that carries it."""
+    returned: int | None = None
+    """Where in the core's output it is handed on; None where the stack computes it and hands it to every block."""
+    owner: str | None = None
+    """Name of the core's embedding that it is computed from, in the block that has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +101,7 @@ class AttentionSpec:
     core: str
     """The module whose forward computes the heads. When no head is left, a stub takes its place."""
     projections: tuple[Projection, ...]
-    """Together they cover the roles query, key and value exactly once."""
+    """Together they cover the roles query, key and value exactly once; positions at most once."""
     output: str
     """The output projection. It may lie inside `core` (DistilBERT) or beside it (BERT)."""
     head_size: str
@@ -65,10 +109,16 @@ class AttentionSpec:
     follow: tuple[Follow, ...] = ()
     returns: int = 2
     """Length of the tuple that `core` returns; its first element is the output, the others may be None."""
+    cross: bool = False
+    """Whether keys and values come from another stack's output."""
+    position_bias: PositionBias | None = None
+    closing_norm: str | None = None
+    """Name of a norm in `core` that it applies to the sum of its input and the output projection, if it has one."""
 
     def __post_init__(self) -> None:
         roles = sorted(role for projection in self.projections for role in projection.roles)
-        if roles != ["key", "query", "value"]:
+        needed = [role for role in roles if not role.startswith("position_")]
+        if needed != ["key", "query", "value"] or len(set(roles)) != len(roles) or set(roles) - set(ATTENTION_ROLES):
             raise ArchitectureError(
                 f"The projections of {self.core!r} cover the roles {roles}; "
                 "query, key and value must each be covered once, separately or fused."
@@ -82,17 +132,42 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeedForwardSpec:
+    """Where the neurons of one feed-forward live in a block. All paths are relative to the block."""
+
+    projections: tuple[Projection, ...]
+    """What writes them: "up" alone, or "gate" and "up", separate or fused."""
+    output: str
+    """The down projection."""
+    follow: tuple[Follow, ...] = ()
+
+    def __post_init__(self) -> None:
+        roles = {role for projection in self.projections for role in projection.roles}
+        if "up" not in roles or roles - set(FEED_FORWARD_ROLES):
+            raise ArchitectureError(
+                f"The projections before {self.output!r} cover the roles {sorted(roles)}; a feed-forward has the role "
+                "up, and gate if it is gated."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockStack:
     """A list of equal blocks; an encoder-decoder has two."""
 
     path: str
-    """Path of the `ModuleList`, relative to the trunk (the model without its task head)."""
+    """Path of the `ModuleList`, relative to the trunk (the model without its task head). A `*` stands for every child
+    of a module."""
     attentions: tuple[AttentionSpec, ...]
     """One a block; a decoder with cross-attention has two."""
+    feed_forward: FeedForwardSpec | None = None
     built_by: tuple[str, str]
-    """Module and name of the class that builds this stack, where saved models are rebuilt with fewer heads."""
+    """Module and name of the class of the blocks, where saved models are rebuilt with fewer units."""
+    only_if: tuple[str, object] | None = None
+    """Name and value of a config attribute that tells this stack from another one made of the same class."""
     homonyms: tuple[str, ...] = ()
     """Other Transformers modules with a class of that name, which must stay unaffected."""
+    optional: bool = False
+    """Whether some models of the family lack it: an encoder alone, a decoder alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""How `from_pretrained` builds a model with fewer heads: through Transformers' own patch mapping.
+"""How `from_pretrained` builds a model with fewer units: through Transformers' own patch mapping.
 
 While a model is being loaded, Transformers lets registered classes stand in for its own. Ours stands in for the class
-that makes a list of blocks: it builds the stock class and, if the config says that heads were removed, cuts it before
-the weights are read. The result consists of stock modules; unpruned checkpoints come out as ever.
+of a block: it builds the stock block and, if the config says that units were removed, cuts it before the weights are
+read. The result consists of stock modules; unpruned checkpoints come out as ever.
 """
 
 import sys
@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from threading import RLock
 from typing import Any
+from weakref import ref
 
 import transformers
 from torch import nn
 from transformers.monkey_patching import register_patch_mapping
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
-from pruning_adapter.architectures.sites import Site
+from pruning_adapter.architectures.sites import sites_of_block
 from pruning_adapter.architectures.spec import ArchitectureSpec, BlockStack
 from pruning_adapter.errors import CheckpointError
 from pruning_adapter.surgery.prune import cut_sites_
@@ -25,29 +26,32 @@ from pruning_adapter.surgery.prune import cut_sites_
 __all__ = ["patches_can_be_applied", "stand_ins_in_place", "teach_transformers"]
 
 _STOCK: dict[tuple[str, str], type[nn.Module]] = {}
-"""Transformers' own classes by module and name, kept because the module shows ours while a model is loaded."""
+"""The blocks' own classes by module and name, kept because the module shows ours while a model is loaded."""
 _LOCK = RLock()
 _STAND_INS: dict[tuple[str, str], type[nn.Module]] = {}
-"""Our classes by family and name."""
+"""Our classes, by the same module and name."""
+_BUILT: dict[tuple[int, str], tuple["ref[Any]", int]] = {}
+"""How many blocks of a stack were built from a config object, by its identity and the stack's path."""
 
 
 def teach_transformers(spec: ArchitectureSpec, stack: BlockStack, imported: Any) -> None:
-    """Learn Transformers' own class from a module that has just been imported, and register ours to stand in for it.
+    """Learn a block's own class from a module that has just been imported, and register ours to stand in for it.
 
     Args:
         spec: a family.
         stack: one of its lists of blocks.
-        imported: the module that defines the class that builds the list, or a class of the same name.
+        imported: the module that defines the class of its blocks, or a class of the same name.
     """
-    name = stack.built_by[1]
-    if (spec.family, name) not in _STAND_INS:
-        _STAND_INS[spec.family, name] = _make_stand_in(spec, stack)
-    stand_in = _STAND_INS[spec.family, name]
+    home, name = imported.__name__, stack.built_by[1]
     stock: object = getattr(imported, name, None)
-    if isinstance(stock, type) and issubclass(stock, nn.Module) and stock is not stand_in:
-        _STOCK[imported.__name__, name] = stock
-        if patches_can_be_applied():
-            register_patch_mapping({f"^{name}$": stand_in}, overwrite=True)
+    if not (isinstance(stock, type) and issubclass(stock, nn.Module)) or stock in _STAND_INS.values():
+        return
+    if (home, name) not in _STAND_INS:
+        _STAND_INS[home, name] = _make_stand_in(stock, spec)
+    _STOCK[home, name] = stock
+    # Transformers patches its own modules only; `load_pruned` shows our class in others.
+    if home.startswith("transformers.") and patches_can_be_applied():
+        register_patch_mapping({f"^{name}$": _STAND_INS[home, name]}, overwrite=True)
 
 
 def patches_can_be_applied() -> bool:
@@ -64,10 +68,8 @@ def patches_can_be_applied() -> bool:
 def stand_ins_in_place() -> Generator[None]:
     """While the context lasts, the modelling modules show our classes in place of their own."""
     with _LOCK:
-        for (_, name), stand_in in _STAND_INS.items():
-            for home, known in _STOCK:
-                if known == name:
-                    setattr(sys.modules[home], name, stand_in)
+        for (home, name), stand_in in _STAND_INS.items():
+            setattr(sys.modules[home], name, stand_in)
         try:
             yield
         finally:
@@ -79,49 +81,62 @@ def _show_stock_classes() -> None:
         setattr(sys.modules[home], name, stock)
 
 
-def _make_stand_in(spec: ArchitectureSpec, stack: BlockStack) -> type[nn.Module]:
-    """A class whose instances are those of the stock class, cut to the heads that the config names."""
-    name = stack.built_by[1]
+class _StandsIn(type):
+    """Transformers looks for blocks by their class, and may have been told ours: stock blocks pass for it."""
+
+    stock: type[nn.Module]
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, cls.stock)
+
+
+def _make_stand_in(stock: type[nn.Module], spec: ArchitectureSpec) -> type[nn.Module]:
+    """A class whose instances are those of the stock class, cut to the units that the config names."""
 
     def build(cls: type[nn.Module], config: Any, *args: Any, **kwargs: Any) -> nn.Module:
-        # The stock class of the model that is being built; a class of the same name elsewhere stays what it is.
-        stock = _stock_class(config, name)
-        built = stock(config, *args, **kwargs)
+        block = stock(config, *args, **kwargs)
         removed = getattr(config, CONFIG_FIELD, None)
         if removed is not None and config.model_type in spec.model_types:
             try:
-                _cut_stack_(built, PrunedState.from_json(removed), stack, last=stack is spec.stacks[-1])
+                _cut_block_(block, PrunedState.from_json(removed), spec, stock.__name__, config)
             except Exception:
                 # Transformers does not take its patches back when building fails.
                 _show_stock_classes()
                 raise
-        return built
+        return block
 
-    return type(f"Pruned{name}", (nn.Module,), {"__new__": build})
+    return _StandsIn(stock.__name__, (nn.Module,), {"__new__": build, "stock": stock, "__module__": stock.__module__})
 
 
-def _stock_class(config: Any, name: str) -> type[nn.Module]:
-    for base in type(config).__mro__:
-        home = base.__module__.replace(".configuration_", ".modeling_")
-        if (home, name) in _STOCK:
-            return _STOCK[home, name]
-    known = ", ".join(sorted(module for module, held in _STOCK if held == name))
-    raise CheckpointError(
-        f"No class {name!r} is known for {type(config).__name__}; it is known in {known or 'no imported module'}."
+def _cut_block_(block: nn.Module, state: PrunedState, spec: ArchitectureSpec, name: str, config: Any) -> None:
+    number = next(
+        number
+        for number, stack in enumerate(spec.stacks)
+        if stack.built_by[1] == name
+        and (stack.only_if is None or getattr(config, stack.only_if[0], None) == stack.only_if[1])
+    )
+    stack, blocks = spec.stacks[number], state.stack_blocks[number]
+    if not blocks:
+        raise CheckpointError(f"config.{CONFIG_FIELD} knows no blocks at {stack.path!r}, but the model has some.")
+    place = sum(state.stack_blocks[:number]) + _count_up(config, stack.path) % blocks
+    dense = state.dense
+    chosen = [site for site, at in enumerate(dense.blocks_of_sites) if at == place]
+    sites = sites_of_block(stack.path, block, stack)
+    cut_sites_(
+        sites,
+        [dense.all_sites[site] for site in chosen],
+        left=[range(dense.all_sites[site].units) for site in chosen],
+        kept=[state.kept[site] for site in chosen],
     )
 
 
-def _cut_stack_(built: nn.Module, state: PrunedState, stack: BlockStack, *, last: bool) -> None:
-    blocks: Any = built.get_submodule(stack.path.rpartition(".")[2])
-    sites = [
-        Site(path=f"{stack.path}.{number}", block=block, spec=attention)
-        for number, block in enumerate(blocks)
-        for attention in stack.attentions
-    ]
-    dense, kept = state.dense.sites, state.kept_heads
-    if len(sites) > len(dense):
-        raise CheckpointError(f"config.{CONFIG_FIELD} speaks of {len(dense)} blocks, the config of {len(sites)}.")
-    # A model has one list of blocks or two; the second one's heads are numbered last.
-    first = len(dense) - len(sites) if last else 0
-    chosen = slice(first, first + len(sites))
-    cut_sites_(sites, dense[chosen], left=[range(site.heads) for site in sites], kept=kept[chosen])
+def _count_up(config: Any, path: str) -> int:
+    """How many blocks of a stack were built from this very config object before: every load has its own copy."""
+    key = (id(config), path)
+    known, count = _BUILT.get(key, (None, 0))
+    if known is None or known() is not config:
+        count = 0
+        for other in [other for other, (alive, _) in _BUILT.items() if alive() is None]:
+            del _BUILT[other]
+    _BUILT[key] = (ref(config), count + 1)
+    return count

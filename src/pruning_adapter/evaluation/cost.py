@@ -6,19 +6,19 @@ more about the machine than about the model.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch import nn
+
+from pruning_adapter.costs.inputs import make_inputs
+from pruning_adapter.costs.macs import count_macs
 
 __all__ = [
     "compare_inference",
     "count_costs",
-    "count_macs",
     "count_trainable",
-    "make_inputs",
     "measure_ratios",
     "peak_memory",
     "weight_bytes",
@@ -36,33 +36,6 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes of all weights and buffers, as they lie in memory."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def make_inputs(model: nn.Module, *, batch: int, length: int) -> dict[str, Tensor]:
-    """Unpadded made-up inputs, `(batch, length)`, on the model's device."""
-    device = next(model.parameters()).device
-    vocabulary = int(cast(Any, model).config.vocab_size)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (batch, length), generator=generator).to(device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def count_macs(model: nn.Module, *, batch: int = 1, length: int = 128) -> int:
-    """Multiply-accumulates of one forward pass, attention's quadratic part included: counted, not estimated.
-
-    Half of what `torch.utils.flop_counter` counts, which takes a multiplication and an addition for two. It has no
-    formula for attention's CPU kernel, so it is told one.
-    """
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping={kernel: _attention_flops}) as counter:
-        model(**make_inputs(model, batch=batch, length=length))
-    return counter.get_total_flops() // 2
-
-
-def _attention_flops(
-    query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    return sdpa_flop_count(query, key, value)
 
 
 def measure_ratios(

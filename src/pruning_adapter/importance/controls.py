@@ -1,74 +1,106 @@
 """Control scorers. Every claim about importance is compared with them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from pruning_adapter.architectures.head_index import columns_of_heads, rows_of_heads
 from pruning_adapter.architectures.identity import dense_parameters, identify
-from pruning_adapter.architectures.sites import Site, find_sites, stores_inputs_first
+from pruning_adapter.architectures.sites import (
+    Site,
+    find_all_sites,
+    find_feed_forwards,
+    find_sites,
+    stores_inputs_first,
+)
+from pruning_adapter.architectures.spec import Kind
+from pruning_adapter.architectures.unit_index import rows_of_units
 from pruning_adapter.environment import versions
-from pruning_adapter.importance.estimate import kept_heads_of
+from pruning_adapter.importance.estimate import kept_units_of, macs_of
 from pruning_adapter.importance.scores import ImportanceScores
 
 __all__ = ["magnitude_importance", "random_importance", "reversed_importance"]
 
 
-def random_importance(model: nn.Module, *, seed: int) -> ImportanceScores:
-    """Uniform random scores in [0, 1): what choosing heads by chance does."""
+def random_importance(model: nn.Module, *, seed: int, units: Sequence[Kind] = ("heads",)) -> ImportanceScores:
+    """Uniform random scores in [0, 1): what choosing by chance does.
+
+    Per parameter, that is: a unit's draw is scaled by its size (the largest has 1), so that under a budget of
+    parameters neurons have the chances of heads.
+    """
     generator = torch.Generator().manual_seed(seed)
-    heads = [torch.rand(site.heads, generator=generator, dtype=torch.float64) for site in find_sites(model)]
-    return _control(model, heads, scorer="random", seed=seed)
+    largest = max(_unit_parameters(site) for site in find_all_sites(model) if site.kind in units)
+
+    def draw(site: Site) -> Tensor:
+        drawn = torch.rand(site.units, generator=generator, dtype=torch.float64)
+        return drawn * _unit_parameters(site) / largest
+
+    return _control(model, draw, units, scorer="random", seed=seed)
 
 
-def magnitude_importance(model: nn.Module) -> ImportanceScores:
-    """The L2 norm of all weights that belong to a head: its query, key and value rows and its output columns."""
-    return _control(model, [_magnitudes(site) for site in find_sites(model)], scorer="magnitude", seed=None)
+def magnitude_importance(model: nn.Module, *, units: Sequence[Kind] = ("heads",)) -> ImportanceScores:
+    """The L2 norm of all weights that belong to a unit: its rows in every projection and its output columns."""
+    return _control(model, _magnitudes, units, scorer="magnitude", seed=None)
 
 
 def reversed_importance(scores: ImportanceScores) -> ImportanceScores:
     """The same scores with their sign turned: what mattered most goes first. The order within and across blocks is the
     exact reverse under either normalisation."""
-    return replace(scores, heads=tuple(-block for block in scores.heads), scorer=f"reversed {scores.scorer}")
+    return replace(
+        scores,
+        heads=tuple(-block for block in scores.heads),
+        neurons=tuple(-block for block in scores.neurons),
+        scorer=f"reversed {scores.scorer}",
+    )
 
 
-def _control(model: nn.Module, heads: list[Tensor], *, scorer: str, seed: int | None) -> ImportanceScores:
+def _control(
+    model: nn.Module, score: Callable[[Site], Tensor], units: Sequence[Kind], *, scorer: str, seed: int | None
+) -> ImportanceScores:
+    kept_heads, kept_neurons = kept_units_of(model)
     return ImportanceScores(
-        heads=tuple(heads),
-        kept_heads=kept_heads_of(model),
+        heads=tuple(score(site) for site in find_sites(model)) if "heads" in units else (),
+        kept_heads=kept_heads,
+        neurons=tuple(score(site) for site in find_feed_forwards(model)) if "neurons" in units else (),
+        kept_neurons=kept_neurons,
         model=identify(model),
         dense_parameters=dense_parameters(model),
+        macs=macs_of(model),
         scorer=scorer,
         seed=seed,
         versions=versions(),
     )
 
 
+def _unit_parameters(site: Site) -> float:
+    return site.shape().parameters(range(site.units)) / site.units if site.units else 0.0
+
+
 def _magnitudes(site: Site) -> Tensor:
-    squares = torch.zeros(site.heads, dtype=torch.float64)
-    if not site.heads:
+    squares = torch.zeros(site.units, dtype=torch.float64)
+    if not site.units:
         return squares
     shape = site.shape()
-    for head in range(site.heads):
-        for projection in site.spec.projections:
-            module = site.module(projection.path)
-            rows = rows_of_heads(
+    for projection in site.projections:
+        rows = [
+            rows_of_units(
                 projection.roles,
-                [head],
-                heads=shape.heads,
-                key_value_heads=shape.key_value_heads,
-                head_size=shape.head_size,
+                [unit],
+                units=shape.units,
+                groups=shape.groups,
+                unit_size=shape.unit_size,
                 fusion=projection.fusion,
             )
-            squares[head] += _sum_of_squares(module, rows, outputs=True)
-        output = site.module(site.spec.output)
-        squares[head] += _sum_of_squares(output, columns_of_heads([head], shape.head_size), outputs=False)
-    return squares.sqrt()
+            for unit in range(shape.units)
+        ]
+        squares += _squares(site.module(projection.path), outputs=True)[torch.tensor(rows)].sum(1)
+    columns = _squares(site.module(site.spec.output), outputs=False)
+    return (squares + columns.view(shape.units, shape.unit_size).sum(1)).sqrt()
 
 
-def _sum_of_squares(linear: nn.Module, index: list[int], *, outputs: bool) -> Tensor:
+def _squares(linear: nn.Module, *, outputs: bool) -> Tensor:
+    """Sum of squares of every row (outputs) or column (inputs) of a linear map, in float64 on the CPU."""
     weight = linear.get_parameter("weight").detach()
-    dimension = 0 if outputs != stores_inputs_first(linear) else 1
-    chosen = weight.index_select(dimension, torch.tensor(index, device=weight.device))
-    return chosen.double().square().sum().cpu()
+    along = 1 if outputs != stores_inputs_first(linear) else 0
+    return weight.double().square().sum(along).cpu()

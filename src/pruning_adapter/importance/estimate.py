@@ -1,4 +1,4 @@
-"""The paper's importance: the gradient of the loss with respect to a gate on every head.
+"""The paper's importance: the gradient of the loss with respect to a gate on every unit.
 
     I_h = E_x |dL(x) / d(xi_h)|        (Michel et al. 2019, arXiv:1905.10650; arXiv:2303.14704)
 
@@ -7,7 +7,7 @@ the gradient of the summed loss with respect to example x's own gates is that of
 autograd keeps only what the gates need and no weight gradient is ever allocated.
 """
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
@@ -16,37 +16,50 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pruning_adapter.architectures.identity import dense_parameters, identify, pruned_state
-from pruning_adapter.architectures.sites import Site, base_of, find_sites
+from pruning_adapter.architectures.sites import Site, base_of, find_feed_forwards, find_sites
+from pruning_adapter.architectures.spec import Kind
+from pruning_adapter.costs.macs import ModelMacs, count_model_macs
 from pruning_adapter.environment import versions
-from pruning_adapter.errors import ImportanceError
-from pruning_adapter.importance.gates import gated_sites
+from pruning_adapter.errors import CostError, ImportanceError
+from pruning_adapter.importance.gates import Gate, gated_sites
+from pruning_adapter.importance.loss import LossShares, batch_size
 from pruning_adapter.importance.scores import ImportanceScores
 
-__all__ = ["Reduction", "kept_heads_of", "measure_importance"]
+__all__ = ["Order", "Reduction", "kept_units_of", "macs_of", "measure_importance"]
 
 Reduction = Literal["example", "batch", "token", "bertology"]
+Order = Literal["first", "second"]
 
 
 def measure_importance(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     *,
+    units: Sequence[Kind] = ("heads",),
+    order: Order = "first",
     reduction: Reduction = "example",
     allow_one_class: bool = False,
     progress: bool | None = None,
     task: str | None = None,
     seed: int | None = None,
 ) -> ImportanceScores:
-    """Measure how much each head matters for the task that the labelled batches come from.
+    """Measure how much each head, and each neuron, matters for the task that the labelled batches come from.
 
     The model is left exactly as it was found (hooks, requires_grad, train/eval mode, gradients), also after an error.
-    It is run in eval mode: dropout would make the scores depend on the order of the examples.
+    It is run in eval mode: dropout would make the scores depend on the order of the examples. Gradients are accumulated
+    batch by batch, so memory does not grow with the sample.
 
     Args:
         model: a supported Transformers model that computes a loss from `labels`; on any device, in any floating type.
-        batches: any iterable of mappings of tensors, as a DataLoader yields: model inputs with `labels`, one a row.
+        batches: any iterable of mappings of tensors, as a DataLoader yields: model inputs with `labels` as Transformers
+            takes them: one a row for classification, one a token for token classification, causal and
+            sequence-to-sequence language models (-100 does not count), start and end positions for question answering.
             Padding is told by `attention_mask`. Sorted by length (see `LengthSortedBatches`) they cost least.
-        reduction: what the absolute value is taken of, before the sum over the sample is divided by its tokens:
+        units: what to score: "heads", "neurons", or both in one pass.
+        order: "first": the absolute gradient, which estimates the change of the loss when the unit goes. "second": its
+            square, the diagonal of the empirical Fisher information (Kwon et al. 2022, arXiv:2204.09656).
+        reduction: what the absolute value (or square) is taken of, before the sum over the sample is divided by its
+            tokens:
 
             * "example": each example's gradient, as the paper's formula and Michel et al. say. Independent of batch
               size and padding.
@@ -61,7 +74,7 @@ def measure_importance(
         seed: seed that chose the sample, for the record.
 
     Returns:
-        Scores per head, averaged over non-padding tokens, in float64 on the CPU.
+        Scores per unit, averaged over non-padding tokens, in float64 on the CPU.
 
     Raises:
         ArchitectureError: the family is not supported.
@@ -69,27 +82,39 @@ def measure_importance(
     """
     if reduction not in get_args(Reduction):
         raise ImportanceError(f"Reduction {reduction!r} is unknown; use one of {', '.join(get_args(Reduction))}.")
-    identity, kept, parameters = identify(model), kept_heads_of(model), dense_parameters(model)
-    sites = find_sites(model)
+    if order not in get_args(Order):
+        raise ImportanceError(f"Order {order!r} is unknown; use one of {', '.join(get_args(Order))}.")
+    if not units or set(units) - set(get_args(Kind)) or len(set(units)) != len(units):
+        raise ImportanceError(f"units is {list(units)!r}; name heads, neurons, or both, each once.")
+    identity, parameters, macs = identify(model), dense_parameters(model), macs_of(model)
+    kept_heads, kept_neurons = kept_units_of(model)
+    heads = find_sites(model) if "heads" in units else ()
+    neurons = find_feed_forwards(model) if "neurons" in units else ()
+    sites = (*heads, *neurons)
     reference = next(model.parameters())
-    totals = [torch.zeros(site.heads, dtype=torch.float64, device=reference.device) for site in sites]
+    totals = [torch.zeros(site.units, dtype=torch.float64, device=reference.device) for site in sites]
     running = [torch.zeros_like(total) for total in totals]
     classes = int(getattr(cast(Any, base_of(model)).config, "num_labels", 2))
-    examples, tokens, seen = 0, 0, set[float]()
+    examples, tokens, seen, shares = 0, 0, set[float](), LossShares()
     bar = tqdm(
         batches, desc="importance", unit="batch", leave=False, disable=None if progress is None else not progress
     )
     with torch.inference_mode(False), _frozen_in_eval_mode(model), torch.enable_grad():
         for number, raw in enumerate(bar):
             batch = _to_device(raw, reference.device, number, classes)
-            labels = batch["labels"]
-            gates = _make_gates(sites, reference, labels.shape[0], _length(batch) if reduction == "token" else None)
-            gradients = _gate_gradients(model, batch, sites, gates, number)
+            size = batch_size(batch)
+            # Half-precision gates would round their gradients; the hook casts them to the activations' type.
+            dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
+            gates = [Gate(site.units, batch=size, per_token=reduction == "token", dtype=dtype) for site in sites]
+            gradients = _gate_gradients(model, batch, sites, gates, shares, number)
             for total, past, gradient in zip(totals, running, gradients, strict=True):
-                _accumulate(total, past, gradient, reduction)
-            examples += labels.shape[0]
-            tokens += _count_tokens(batch)
-            seen.update(labels.unique().tolist() if labels.dim() == 1 else (0.0, 1.0))
+                _accumulate(total, past, gradient, reduction, order)
+            examples += size
+            tokens += _count_tokens(batch, size, max((gate.tokens for gate in gates), default=1))
+            labels = batch.get("labels")
+            # Only a class per example can be one and the same by mistake.
+            plain = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
+            seen.update(labels.unique().tolist() if plain and labels is not None else (0.0, 1.0))
     if examples == 0:
         raise ImportanceError("No batches were given: an empty sample, or an iterator that was used up before.")
     if tokens == 0:
@@ -99,13 +124,18 @@ def measure_importance(
             f"All {examples} examples carry the label {next(iter(seen)):g}: what tells classes apart cannot be "
             "measured on one of them. Sample from all classes, or pass allow_one_class=True."
         )
+    scored = [(total / tokens).cpu() for total in totals]
     return ImportanceScores(
-        heads=tuple((total / tokens).cpu() for total in totals),
-        kept_heads=kept,
+        heads=tuple(scored[: len(heads)]),
+        kept_heads=kept_heads,
+        neurons=tuple(scored[len(heads) :]),
+        kept_neurons=kept_neurons,
         model=identity,
         dense_parameters=parameters,
+        macs=macs,
         scorer="gradient",
         reduction=reduction,
+        order=order,
         examples=examples,
         tokens=tokens,
         task=task,
@@ -114,10 +144,27 @@ def measure_importance(
     )
 
 
-def kept_heads_of(model: nn.Module) -> tuple[tuple[int, ...], ...]:
-    """For every block, the heads that `model` still has, by their number in the dense model."""
+def kept_units_of(model: nn.Module) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """For every attention the heads, and for every feed-forward the neurons, that `model` still has.
+
+    They are numbered as in the dense model.
+    """
     state = pruned_state(model)
-    return state.kept_heads if state is not None else tuple(tuple(range(site.heads)) for site in find_sites(model))
+    if state is not None:
+        return state.kept_heads, state.kept_neurons
+    heads, neurons = (
+        tuple(tuple(range(site.units)) for site in sites) for sites in (find_sites(model), find_feed_forwards(model))
+    )
+    return heads, neurons
+
+
+def macs_of(model: nn.Module) -> ModelMacs | None:
+    """What the dense model behind `model` costs; None where that cannot be told in advance."""
+    state = pruned_state(model)
+    try:
+        return count_model_macs(model) if state is None else ModelMacs.from_json(state.macs)
+    except CostError:
+        return None
 
 
 @contextmanager
@@ -145,23 +192,23 @@ def _to_device(raw: object, device: torch.device, number: int, classes: int) -> 
     if not isinstance(raw, Mapping):
         raise ImportanceError(f"Batch {number} is a {type(raw).__name__}; a mapping of tensors is needed.")
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in raw.items()}
-    labels = batch.get("labels")
+    labels = batch.get("labels", batch.get("start_positions"))
     if labels is None:
         raise ImportanceError(
             f"Batch {number} has no 'labels' (it has {', '.join(batch)}); importance is the gradient of the loss, so "
             "every batch needs them."
         )
-    if labels.dim() not in (1, 2) or (labels.dim() == 2 and not labels.is_floating_point()):
+    if labels.dim() not in (1, 2):
         raise ImportanceError(
-            f"Batch {number} has labels of shape {tuple(labels.shape)} and type {labels.dtype}; one label per example "
-            "is supported, or a row of floats per example for multi-label tasks."
+            f"Batch {number} has labels of shape {tuple(labels.shape)} and type {labels.dtype}; one label per example, "
+            "one per token, or a row of floats per example for multi-label tasks is supported."
         )
     if labels.shape[0] == 0:
         raise ImportanceError(f"Batch {number} is empty.")
-    if not labels.is_floating_point():
+    if "labels" in batch and not labels.is_floating_point():
         batch["labels"] = labels.long()
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
+        if labels.dim() == 1 and (low < 0 or high >= classes):
             wrong = low if low < 0 else high
             raise ImportanceError(
                 f"Batch {number} has the label {wrong}, but the model has the classes 0-{classes - 1}."
@@ -169,50 +216,58 @@ def _to_device(raw: object, device: torch.device, number: int, classes: int) -> 
     return batch
 
 
-def _make_gates(sites: tuple[Site, ...], reference: Tensor, batch: int, length: int | None) -> list[Tensor]:
-    # Half-precision gates would round their gradients; the hook casts them to the activations' type.
-    dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
-    rows = (batch,) if length is None else (batch, length)
-    return [torch.ones((*rows, site.heads), dtype=dtype, device=reference.device, requires_grad=True) for site in sites]
-
-
 def _gate_gradients(
-    model: nn.Module, batch: dict[str, Tensor], sites: tuple[Site, ...], gates: list[Tensor], number: int
+    model: nn.Module,
+    batch: dict[str, Tensor],
+    sites: Sequence[Site],
+    gates: list[Gate],
+    shares: LossShares,
+    number: int,
 ) -> list[Tensor]:
-    """dL(x)/dgate for every example x of the batch, in float64: shapes as `gates`; zero for blocks without heads."""
+    """dL(x)/dgate for every example x of the batch, in float64: `(batch, units)` or `(batch, tokens, units)`.
+
+    Zero for sites without units, and for those that the batch does not reach.
+    """
     with gated_sites(sites, gates):
-        loss = model(**batch).loss
+        outputs = model(**batch)
+    loss = outputs.loss
     if loss is None or not bool(torch.isfinite(loss)):
         raise ImportanceError(
             f"The loss of batch {number} is {'missing' if loss is None else loss.item()}. Look for NaN in the weights "
             "or inputs, labels outside the model's classes, or overflow (score in float32 or bfloat16, not float16)."
         )
-    # Transformers' losses are means over the batch; times its size, each example counts as if it came alone.
-    wanted = [gate for gate in gates if gate.shape[-1]]
-    found = iter(torch.autograd.grad(loss * batch["labels"].shape[0], wanted) if wanted else ())
-    return [next(found).double() if gate.shape[-1] else gate.detach().double() for gate in gates]
+    factors = shares.factors(batch, outputs, number)
+    reached = [gate.value for gate in gates if gate.value is not None]
+    found = iter(torch.autograd.grad(loss, reached, allow_unused=True) if reached else ())
+    gradients: list[Tensor] = []
+    for gate in gates:
+        gradient = None if gate.value is None else next(found)
+        if gradient is None:
+            gradients.append(torch.zeros(gate.batch, gate.units, dtype=torch.float64, device=loss.device))
+        else:
+            shape = (-1, *(1 for _ in gradient.shape[1:]))
+            gradients.append(gradient.double() * factors.to(gradient.device).view(shape))
+    return gradients
 
 
-def _accumulate(total: Tensor, running: Tensor, gradient: Tensor, reduction: Reduction) -> None:
-    """Add one batch to `total`. `gradient` is (batch, heads), or (batch, tokens, heads) for "token"."""
+def _accumulate(total: Tensor, running: Tensor, gradient: Tensor, reduction: Reduction, order: Order) -> None:
+    """Add one batch to `total`. `gradient` is (batch, units), or (batch, tokens, units) for "token"."""
+    measure = torch.abs if order == "first" else torch.square
     if reduction in ("example", "token"):
-        total += gradient.abs().flatten(0, -2).sum(0)
+        total += measure(gradient).flatten(0, -2).sum(0)
         return
     of_batch = gradient.mean(0)
     if reduction == "batch":
-        total += of_batch.abs()
+        total += measure(of_batch)
     else:
         running += of_batch
-        total += running.abs()
+        total += measure(running)
 
 
-def _length(batch: Mapping[str, Tensor]) -> int:
-    ids = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"]
-    return ids.shape[1]
-
-
-def _count_tokens(batch: Mapping[str, Tensor]) -> int:
+def _count_tokens(batch: Mapping[str, Tensor], size: int, positions: int) -> int:
+    """Tokens that are not padding; image patches and frames of sound where there are no tokens."""
     mask = batch.get("attention_mask")
-    if mask is not None:
+    if mask is not None and mask.dim() == 2:
         return int(mask.sum())
-    return batch["labels"].shape[0] * _length(batch)
+    ids = batch.get("input_ids", batch.get("inputs_embeds"))
+    return size * (ids.shape[1] if ids is not None else positions)

@@ -1,14 +1,17 @@
-"""`ImportanceScores`: how much each head matters, and where that number comes from."""
+"""`ImportanceScores`: how much each head and each neuron matters, and where that number comes from."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pruning_adapter.architectures.ranges import from_ranges, to_ranges
 from pruning_adapter.architectures.shapes import ModelIdentity
+from pruning_adapter.architectures.spec import Kind
+from pruning_adapter.costs.macs import ModelMacs
 from pruning_adapter.errors import CheckpointError, ImportanceError
 from pruning_adapter.importance.normalize import Scope, normalize
 from pruning_adapter.storage import read_json, write_json
@@ -16,24 +19,33 @@ from pruning_adapter.storage import read_json, write_json
 __all__ = ["ImportanceScores"]
 
 KIND = "pruning-adapter importance"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImportanceScores:
-    """Scores of all heads of one model for one task."""
+    """Scores of all heads, all neurons, or both, of one model for one task."""
 
     heads: tuple[Tensor, ...]
-    """One float64 tensor `(heads,)` per block, on the CPU: mean |dL/dgate| per non-padding token."""
+    """One float64 tensor `(heads,)` per attention, on the CPU: mean |dL/dgate| per non-padding token. Empty if only
+    neurons were scored."""
     kept_heads: tuple[tuple[int, ...], ...]
-    """For every score, the head's number in the dense model; all heads, unless a pruned model was scored."""
+    """The heads that the scored model has, by their number in the dense model: all, unless it was pruned before."""
+    neurons: tuple[Tensor, ...] = ()
+    """One float64 tensor `(neurons,)` per feed-forward; empty if only heads were scored."""
+    kept_neurons: tuple[tuple[int, ...], ...] = ()
+    """The neurons that the scored model has; left out: all."""
     model: ModelIdentity
     dense_parameters: int
     """Parameters of the whole model, task head included, before any pruning."""
+    macs: ModelMacs | None = None
+    """What the dense model and its units cost; None if it was not counted."""
     scorer: str
     """"gradient", "random", "magnitude" or "reversed <scorer>"."""
     reduction: str | None = None
     """What was averaged; None where nothing was measured."""
+    order: str | None = None
+    """"first" (absolute gradients) or "second" (squared ones); None where nothing was measured."""
     examples: int = 0
     tokens: int = 0
     """Non-padding tokens of the examples."""
@@ -42,33 +54,63 @@ class ImportanceScores:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __post_init__(self) -> None:
-        if not len(self.heads) == len(self.kept_heads) == len(self.model.sites):
+        if not self.kept_neurons:
+            object.__setattr__(self, "kept_neurons", tuple(tuple(range(count)) for count in self.model.neurons))
+        if not self.heads and not self.neurons:
+            raise ImportanceError("No scores were given; score heads, neurons, or both.")
+        for kind in ("heads", "neurons"):
+            self._check(kind)
+
+    def _check(self, kind: Kind) -> None:
+        scored = self.scores_of(kind)
+        sites = self.model.sites if kind == "heads" else self.model.feed_forwards
+        if len(self.kept_of(kind)) != len(sites) or (scored and len(scored) != len(sites)):
             raise ImportanceError(
-                f"Scores of {len(self.heads)} blocks were given for {self.model}; give one tensor a block."
+                f"Scores of {len(scored)} blocks were given for {self.model}; give one tensor a block."
             )
-        for block, (scores, kept) in enumerate(zip(self.heads, self.kept_heads, strict=True)):
+        for block, (scores, kept) in enumerate(zip(scored, self.kept_of(kind), strict=False)):
             if scores.shape != (len(kept),):
                 raise ImportanceError(
-                    f"Block {block} has {len(kept)} heads, but scores of shape {tuple(scores.shape)}."
+                    f"Block {block} has {len(kept)} {kind}, but scores of shape {tuple(scores.shape)}."
                 )
             if not bool(torch.isfinite(scores).all()):
                 bad = [kept[index] for index in (~torch.isfinite(scores)).nonzero().flatten().tolist()]
                 raise ImportanceError(
-                    f"The importance of head {bad[0]} of block {block} is not a finite number. "
+                    f"The importance of {kind[:-1]} {bad[0]} of block {block} is not a finite number. "
                     "Look for NaN in the model's weights, or score in float32."
                 )
 
-    def normalized(self, scope: Scope = "block") -> tuple[Tensor, ...]:
-        """Equations 1 and 2 of the paper: same shapes as `heads`, in [0, 1]; see `normalize`."""
-        return normalize(self.heads, scope)
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What was scored."""
+        return (*(("heads",) if self.heads else ()), *(("neurons",) if self.neurons else ()))
+
+    def scores_of(self, kind: Kind) -> tuple[Tensor, ...]:
+        """The scores of one kind of unit; empty if it was not scored."""
+        return self.heads if kind == "heads" else self.neurons
+
+    def kept_of(self, kind: Kind) -> tuple[tuple[int, ...], ...]:
+        """For every site of a kind, the units that the scored model has."""
+        return self.kept_heads if kind == "heads" else self.kept_neurons
+
+    def normalized(self, scope: Scope = "block", kind: Kind = "heads") -> tuple[Tensor, ...]:
+        """Equations 1 and 2 of the paper: shapes as `heads` (or `neurons`), in [0, 1]; see `normalize`."""
+        return normalize(self.scores_of(kind), scope)
 
     def __str__(self) -> str:
-        return "\n".join([self._headline(), "", *self._table(), "", "normalised per block (equations 1 and 2)"])
+        parts = [self._headline()]
+        if self.heads:
+            parts += ["", *self._table(), "", "normalised per block (equations 1 and 2)"]
+        if self.neurons:
+            parts += ["", *self._summary()]
+        return "\n".join(parts)
 
     def _headline(self) -> str:
-        sample = f", {self.reduction} reduction, {self.examples} examples, {self.tokens} tokens"
+        order = ", second order" if self.order == "second" else ""
+        sample = f", {self.reduction} reduction{order}, {self.examples} examples, {self.tokens} tokens"
         task = f" for {self.task}" if self.task else ""
-        return f"importance of heads{task}: {self.scorer}{sample if self.reduction else ''}\n{self.model}"
+        what = " and ".join(self.kinds)
+        return f"importance of {what}{task}: {self.scorer}{sample if self.reduction else ''}\n{self.model}"
 
     def _table(self) -> list[str]:
         columns = 1 + max((max(kept, default=0) for kept in self.kept_heads), default=0)
@@ -77,6 +119,17 @@ class ImportanceScores:
             by_head = dict(zip(kept, scores.tolist(), strict=True))
             cells = (f"{by_head[head]:6.2f}" if head in by_head else f"{'-':>6}" for head in range(columns))
             lines.append(f"{block:5}" + "".join(cells))
+        return lines
+
+    def _summary(self) -> list[str]:
+        """Neurons are too many to list: what each feed-forward holds of the whole, and how unevenly."""
+        whole = float(sum(scores.sum() for scores in self.neurons)) or 1.0
+        lines = [f"block{'neurons':>9}{'share of all':>14}{'held by the best 10%':>22}"]
+        for block, scores in enumerate(self.neurons):
+            best = scores.sort(descending=True).values[: -(-len(scores) // 10)].sum()
+            total = float(scores.sum())
+            held = float(best) / total if total else 0.0
+            lines.append(f"{block:5}{len(scores):9}{total / whole:14.1%}{held:22.1%}")
         return lines
 
     def draw(self, path: str | Path, *, scope: Scope = "block") -> None:
@@ -88,7 +141,7 @@ class ImportanceScores:
         from pruning_adapter.importance.figure import draw_importance
 
         rows = [
-            [dict(zip(kept, scores.tolist(), strict=True)).get(head, math.nan) for head in range(site.heads)]
+            [dict(zip(kept, scores.tolist(), strict=True)).get(head, math.nan) for head in range(site.units)]
             for kept, scores, site in zip(self.kept_heads, self.normalized(scope), self.model.sites, strict=True)
         ]
         draw_importance(rows, path, title=self.task or "")
@@ -107,8 +160,12 @@ class ImportanceScores:
                 "tokens": self.tokens,
                 "seed": self.seed,
                 "dense_parameters": self.dense_parameters,
+                "order": self.order,
                 "heads": [scores.tolist() for scores in self.heads],
                 "kept_heads": [list(kept) for kept in self.kept_heads],
+                "neurons": [scores.tolist() for scores in self.neurons],
+                "kept_neurons": [to_ranges(kept) for kept in self.kept_neurons],
+                "macs": None if self.macs is None else self.macs.to_json(),
                 "versions": dict(self.versions),
                 "model": self.model.to_json(),
             },
@@ -127,8 +184,12 @@ class ImportanceScores:
             raise CheckpointError(f"{path} has schema {content.get('schema')}; this release reads {SCHEMA}.")
         try:
             return cls(
-                heads=tuple(torch.tensor([float(x) for x in block], dtype=torch.float64) for block in content["heads"]),
+                heads=_tensors(content["heads"]),
                 kept_heads=tuple(tuple(int(head) for head in block) for block in content["kept_heads"]),
+                neurons=_tensors(content["neurons"]),
+                kept_neurons=tuple(from_ranges(ranges) for ranges in content["kept_neurons"]),
+                macs=ModelMacs.from_json(content["macs"]),
+                order=content["order"],
                 model=ModelIdentity.from_json(content["model"]),
                 dense_parameters=int(content["dense_parameters"]),
                 scorer=str(content["scorer"]),
@@ -143,3 +204,7 @@ class ImportanceScores:
             raise type(error)(f"{path}: {error}") from error
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, IndexError) as error:
             raise CheckpointError(f"{path} is not a complete importance file: {error!r}.") from error
+
+
+def _tensors(rows: Sequence[Sequence[float]]) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor([float(number) for number in row], dtype=torch.float64) for row in rows)

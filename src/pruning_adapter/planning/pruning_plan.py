@@ -1,48 +1,73 @@
-"""`PruningPlan`: which heads go. A frozen value that can be printed, edited by hand, checked, and predicted from."""
+"""`PruningPlan`: which heads and neurons go. A frozen value that can be printed, edited by hand and checked, and that
+predicts its own cost.
+"""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
-from pruning_adapter.architectures.head_index import kept_key_value_heads
-from pruning_adapter.architectures.shapes import ModelIdentity
+from pruning_adapter.architectures.ranges import from_ranges, to_ranges
+from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
+from pruning_adapter.architectures.unit_index import kept_groups
+from pruning_adapter.costs.macs import ModelMacs
 from pruning_adapter.errors import CheckpointError, PlanError
 from pruning_adapter.storage import read_json, write_json
 
-__all__ = ["PruningPlan"]
+__all__ = ["PruningPlan", "Reconstruction"]
 
 KIND = "pruning-adapter plan"
-SCHEMA = 1
+SCHEMA = 2
+
+Reconstruction = Literal["none", "bias", "lstsq"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:
-    """Which heads of one model stay. Heads are numbered as in the dense model, also after an earlier pruning."""
+    """Which heads and neurons of one model stay. They are numbered as in the dense model, also after an earlier
+    pruning."""
 
     model: ModelIdentity
     """The model the plan was made for."""
     kept_heads: tuple[tuple[int, ...], ...]
-    """Heads that stay, per block, ascending."""
+    """Heads that stay, per attention, ascending."""
+    kept_neurons: tuple[tuple[int, ...], ...] = ()
+    """Neurons that stay, per feed-forward, ascending; left out: all."""
     dense_parameters: int
     """Parameters of the whole dense model, task head included."""
+    macs: ModelMacs | None = None
+    """What the dense model and its units cost, so that the plan can tell its own; None if it was not counted."""
+    reconstruct: Reconstruction = "none"
+    """How surgery corrects the kept weights on calibration examples for what is gone; see `reconstruct_`."""
     allow_empty_blocks: bool = False
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """How the plan was made: scorer, rule, normalisation. For the record."""
 
     def __post_init__(self) -> None:
-        if len(self.kept_heads) != len(self.model.sites):
-            raise PlanError(f"The plan speaks of {len(self.kept_heads)} blocks, but {self.model} has others.")
-        for block, (kept, site) in enumerate(zip(self.kept_heads, self.model.sites, strict=True)):
-            _check_heads(kept, site.heads, f"keeps in block {block}", self.model)
-            if list(kept) != sorted(kept):
-                raise PlanError(f"The plan lists the heads of block {block} out of order: {list(kept)}; sort them.")
-            if not kept and not self.allow_empty_blocks:
-                raise PlanError(
-                    f"The plan leaves block {block} without heads. Keep at least one, or say allow_empty_blocks=True: "
-                    "the attention of that block then adds only its bias."
-                )
-            kept_key_value_heads(kept, site.heads, site.key_value_heads)
+        if not self.kept_neurons:
+            object.__setattr__(self, "kept_neurons", tuple(tuple(range(count)) for count in self.model.neurons))
+        if self.reconstruct not in get_args(Reconstruction):
+            raise PlanError(f"reconstruct is {self.reconstruct!r}; use one of {', '.join(get_args(Reconstruction))}.")
+        for kind, keeps, sites in (
+            ("heads", self.kept_heads, self.model.sites),
+            ("neurons", self.kept_neurons, self.model.feed_forwards),
+        ):
+            if len(keeps) != len(sites):
+                raise PlanError(f"The plan speaks of {len(keeps)} blocks, but {self.model} has others.")
+            for block, (kept, site) in enumerate(zip(keeps, sites, strict=True)):
+                _check_units(kept, site, f"keeps in block {block}", self.model)
+                if list(kept) != sorted(kept):
+                    raise PlanError(
+                        f"The plan lists the {kind} of block {block} out of order: {list(kept)}; sort them."
+                    )
+                if not kept and not self.allow_empty_blocks:
+                    raise PlanError(
+                        f"The plan leaves block {block} without {kind}. Keep at least one, or say "
+                        "allow_empty_blocks=True: the "
+                        f"{'attention' if kind == 'heads' else 'feed-forward'} of that block then adds only its bias."
+                    )
+                kept_groups(kept, site.units, site.groups)
 
     @classmethod
     def from_pruned_heads(
@@ -50,38 +75,40 @@ class PruningPlan:
         model: ModelIdentity,
         pruned_heads: Mapping[int, Iterable[int]],
         *,
+        pruned_neurons: Mapping[int, Iterable[int]] | None = None,
         dense_parameters: int = 0,
+        macs: ModelMacs | None = None,
         allow_empty_blocks: bool = False,
     ) -> "PruningPlan":
-        """A plan that removes the heads named, `{block: [head, ...]}`, and keeps all others.
+        """A plan that removes the units named, `{block: [head, ...]}`, and keeps all others.
 
         Raises:
-            PlanError: a block or head the model does not have, a head named twice, or an empty block.
+            PlanError: a block or unit the model does not have, a unit named twice, or an empty block.
         """
-        for block in pruned_heads:
-            if not 0 <= block < len(model.sites):
-                raise PlanError(f"The plan prunes block {block}, but {model} has blocks 0-{len(model.sites) - 1}.")
-        kept: list[tuple[int, ...]] = []
-        for block, site in enumerate(model.sites):
-            gone = list(pruned_heads.get(block, ()))
-            _check_heads(gone, site.heads, f"prunes in block {block}", model)
-            kept.append(tuple(head for head in range(site.heads) if head not in gone))
         return cls(
             model=model,
-            kept_heads=tuple(kept),
+            kept_heads=_complement(model, model.sites, pruned_heads),
+            kept_neurons=_complement(model, model.feed_forwards, pruned_neurons or {}),
             dense_parameters=dense_parameters,
+            macs=macs,
             allow_empty_blocks=allow_empty_blocks,
-            origin={"rule": "named heads"},
+            origin={"rule": "named units" if pruned_neurons else "named heads"},
         )
+
+    @property
+    def kept(self) -> tuple[tuple[int, ...], ...]:
+        """What stays of each of `model.all_sites`: heads of every attention, then neurons of every feed-forward."""
+        return self.kept_heads + self.kept_neurons
 
     @property
     def pruned_heads(self) -> dict[int, list[int]]:
         """Heads that go: `{block: [head, ...]}`, only blocks that lose some."""
-        gone = {
-            block: [head for head in range(site.heads) if head not in kept]
-            for block, (kept, site) in enumerate(zip(self.kept_heads, self.model.sites, strict=True))
-        }
-        return {block: heads for block, heads in gone.items() if heads}
+        return _gone(self.model.sites, self.kept_heads)
+
+    @property
+    def pruned_neurons(self) -> dict[int, list[int]]:
+        """Neurons that go: `{block: [neuron, ...]}`, only blocks that lose some."""
+        return _gone(self.model.feed_forwards, self.kept_neurons)
 
     @property
     def heads_kept(self) -> int:
@@ -89,11 +116,16 @@ class PruningPlan:
         return sum(len(kept) for kept in self.kept_heads)
 
     @property
+    def neurons_kept(self) -> int:
+        """Neurons that stay in the whole model."""
+        return sum(len(kept) for kept in self.kept_neurons)
+
+    @property
     def parameters_removed(self) -> int:
         """Parameters that surgery takes away, exactly."""
         return sum(
-            site.parameters(range(site.heads)) - site.parameters(kept)
-            for kept, site in zip(self.kept_heads, self.model.sites, strict=True)
+            site.parameters(range(site.units)) - site.parameters(kept)
+            for kept, site in zip(self.kept, self.model.all_sites, strict=True)
         )
 
     @property
@@ -101,16 +133,47 @@ class PruningPlan:
         """Parameters of the whole model after surgery, exactly, task head included."""
         return self.dense_parameters - self.parameters_removed
 
+    def count_macs(self, length: int) -> int:
+        """Multiply-accumulates of one example of `length` tokens after surgery, exactly, task head included.
+
+        Raises:
+            PlanError: the dense model's were not counted when it was scored.
+        """
+        return self._macs().kept(self.model.all_sites, self.kept, length)
+
+    def count_dense_macs(self, length: int) -> int:
+        """The same of the dense model.
+
+        Raises:
+            PlanError: see `count_macs`.
+        """
+        return self._macs().dense(length)
+
+    def _macs(self) -> ModelMacs:
+        if self.macs is None:
+            raise PlanError("The cost of this plan's model was not counted; score the dense model with this release.")
+        return self.macs
+
     def __str__(self) -> str:
-        heads = sum(self.model.heads)
+        heads, neurons = sum(self.model.heads), sum(self.model.neurons)
         lines = [f"{self.model}: {self.heads_kept} of {heads} heads stay"]
+        if self.neurons_kept < neurons:
+            lines[0] += f", {self.neurons_kept:,} of {neurons:,} neurons"
         for block, (kept, site) in enumerate(zip(self.kept_heads, self.model.sites, strict=True)):
-            marks = " ".join(f"{head:2}" if head in kept else " ." for head in range(site.heads))
-            lines.append(f"block {block:2}  {marks}   {len(kept)} of {site.heads}")
+            marks = " ".join(f"{head:2}" if head in kept else " ." for head in range(site.units))
+            lines.append(f"block {block:2}  {marks}   {len(kept)} of {site.units}")
+        if self.neurons_kept < neurons:
+            lines += [
+                f"feed-forward {block:2}  {_bar(len(kept), site.units)}  {len(kept):,} of {site.units:,}"
+                for block, (kept, site) in enumerate(zip(self.kept_neurons, self.model.feed_forwards, strict=True))
+            ]
         lines.append(f"parameters: {self.parameters_removed:,} go")
         if self.dense_parameters:
             share = self.parameters / self.dense_parameters
             lines[-1] += f", {self.parameters:,} of {self.dense_parameters:,} stay ({share:.1%})"
+        if self.macs is not None:
+            now, before = self.count_macs(128), self.count_dense_macs(128)
+            lines.append(f"multiply-accumulates at 128 tokens: {now:,} of {before:,} stay ({now / before:.1%})")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -120,8 +183,11 @@ class PruningPlan:
             "schema": SCHEMA,
             "origin": dict(self.origin),
             "allow_empty_blocks": self.allow_empty_blocks,
+            "reconstruct": self.reconstruct,
             "dense_parameters": self.dense_parameters,
             "kept_heads": [list(kept) for kept in self.kept_heads],
+            "kept_neurons": [to_ranges(kept) for kept in self.kept_neurons],
+            "macs": None if self.macs is None else self.macs.to_json(),
             "model": self.model.to_json(),
         }
 
@@ -144,6 +210,9 @@ class PruningPlan:
             return cls(
                 model=ModelIdentity.from_json(value["model"]),
                 kept_heads=tuple(tuple(block) for block in cast("list[list[int]]", kept)),
+                kept_neurons=tuple(from_ranges(ranges) for ranges in value["kept_neurons"]),
+                macs=ModelMacs.from_json(value["macs"]),
+                reconstruct=value["reconstruct"],
                 dense_parameters=int(value["dense_parameters"]),
                 allow_empty_blocks=_read_bool(value["allow_empty_blocks"]),
                 origin=dict(value["origin"]),
@@ -178,13 +247,42 @@ def _read_bool(value: Any) -> bool:
     return value
 
 
-def _check_heads(heads: Sequence[object], there_are: int, what: str, model: ModelIdentity) -> None:
-    for head in heads:
-        if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < there_are:
+def _complement(
+    model: ModelIdentity, sites: Sequence[SiteShape], pruned: Mapping[int, Iterable[int]]
+) -> tuple[tuple[int, ...], ...]:
+    for block in pruned:
+        if not 0 <= block < len(sites):
+            raise PlanError(f"The plan prunes block {block}, but {model} has blocks 0-{len(sites) - 1}.")
+    kept: list[tuple[int, ...]] = []
+    for block, site in enumerate(sites):
+        gone = list(pruned.get(block, ()))
+        _check_units(gone, site, f"prunes in block {block}", model)
+        lost = set(gone)
+        kept.append(tuple(unit for unit in range(site.units) if unit not in lost))
+    return tuple(kept)
+
+
+def _gone(sites: Sequence[SiteShape], kept: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    gone: dict[int, list[int]] = {}
+    for block, (site, units) in enumerate(zip(sites, kept, strict=True)):
+        if len(units) < site.units:
+            stay = set(units)
+            gone[block] = [unit for unit in range(site.units) if unit not in stay]
+    return gone
+
+
+def _check_units(units: Sequence[object], site: SiteShape, what: str, model: ModelIdentity) -> None:
+    for unit in units:
+        if isinstance(unit, bool) or not isinstance(unit, int) or not 0 <= unit < site.units:
             raise PlanError(
-                f"The plan {what} head {head!r}, but {model} has heads 0-{there_are - 1} there. "
+                f"The plan {what} {site.kind[:-1]} {unit!r}, but {model} has {site.kind} 0-{site.units - 1} there. "
                 "Score this model, or load the one the plan was made for."
             )
-    twice = sorted({head for head in cast("list[int]", heads) if heads.count(head) > 1})
-    if twice:
-        raise PlanError(f"The plan {what} head {twice[0]} twice; name every head once.")
+    if len(set(units)) < len(units):
+        twice = min(unit for unit, count in Counter(cast("Sequence[int]", units)).items() if count > 1)
+        raise PlanError(f"The plan {what} {site.kind[:-1]} {twice} twice; name every {site.kind[:-1]} once.")
+
+
+def _bar(part: int, whole: int) -> str:
+    filled = round(20 * part / whole)
+    return "#" * filled + "." * (20 - filled)

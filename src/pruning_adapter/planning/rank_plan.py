@@ -6,19 +6,28 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pruning_adapter.architectures.ranges import from_ranges, to_ranges
 from pruning_adapter.architectures.shapes import ModelIdentity
+from pruning_adapter.architectures.spec import ATTENTION_ROLES, FEED_FORWARD_ROLES, Kind
 from pruning_adapter.errors import CheckpointError, PlanError
 from pruning_adapter.importance.normalize import Scope
 from pruning_adapter.importance.scores import ImportanceScores
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.storage import read_json, write_json
 
-__all__ = ["ROLES", "RankPlan", "plan_ranks"]
+__all__ = ["ALL_ROLES", "ROLES", "TARGETS", "RankPlan", "Target", "plan_ranks"]
 
 KIND = "pruning-adapter ranks"
-SCHEMA = 1
+SCHEMA = 2
 ROLES = ("query", "key", "value", "output")
+"""What the paper adapts."""
+ALL_ROLES = (*ATTENTION_ROLES, "output", *FEED_FORWARD_ROLES, "down")
+"""Every linear map of a block."""
+TARGETS = {"attention": ROLES, "all-linear": ALL_ROLES}
 
+Target = Literal["attention", "all-linear"]
+
+Kept = tuple[tuple[int, ...], ...]
 BlockImportance = Literal["sum", "mean"]
 
 
@@ -29,35 +38,57 @@ class RankPlan:
     model: ModelIdentity
     kept_heads: tuple[tuple[int, ...], ...]
     """Of the pruning plan that these ranks belong to."""
+    kept_neurons: tuple[tuple[int, ...], ...] = ()
+    """Of the pruning plan too; left out: all."""
     ranks: tuple[int, ...]
-    """One per block; 0 trains no LoRA there. A block without heads has rank 0."""
+    """One per attention; 0 trains no LoRA there. An attention without heads has rank 0."""
+    feed_forward_ranks: tuple[int, ...] = ()
+    """One per feed-forward, likewise; left out: 0 everywhere."""
     roles: tuple[str, ...] = ROLES
     """Which projections are adapted."""
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """How the plan was made. For the record."""
 
     def __post_init__(self) -> None:
-        if not len(self.ranks) == len(self.kept_heads) == len(self.model.sites):
-            raise PlanError(f"{len(self.ranks)} ranks were given for {self.model}; give one a block.")
-        # Heads that cannot be are refused there.
-        PruningPlan(model=self.model, kept_heads=self.kept_heads, dense_parameters=0, allow_empty_blocks=True)
-        for block, (rank, kept) in enumerate(zip(self.ranks, self.kept_heads, strict=True)):
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise PlanError(f"Block {block} has rank {rank!r}; a rank is a whole number from 0.")
-            if rank and not kept:
-                raise PlanError(f"Block {block} has rank {rank}, but no heads; give it rank 0.")
-        unknown = [role for role in self.roles if role not in ROLES]
+        if not self.feed_forward_ranks:
+            object.__setattr__(self, "feed_forward_ranks", (0,) * len(self.model.feed_forwards))
+        # Units that cannot be are refused there, and kept neurons filled in.
+        plan = PruningPlan(
+            model=self.model,
+            kept_heads=self.kept_heads,
+            kept_neurons=self.kept_neurons,
+            dense_parameters=0,
+            allow_empty_blocks=True,
+        )
+        object.__setattr__(self, "kept_neurons", plan.kept_neurons)
+        for ranks, keeps in ((self.ranks, self.kept_heads), (self.feed_forward_ranks, self.kept_neurons)):
+            if len(ranks) != len(keeps):
+                raise PlanError(f"{len(ranks)} ranks were given for {self.model}; give one a block.")
+            for block, (rank, kept) in enumerate(zip(ranks, keeps, strict=True)):
+                if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+                    raise PlanError(f"Block {block} has rank {rank!r}; a rank is a whole number from 0.")
+                if rank and not kept:
+                    what = "heads" if keeps is self.kept_heads else "neurons"
+                    raise PlanError(f"Block {block} has rank {rank}, but no {what}; give it rank 0.")
+        unknown = [role for role in self.roles if role not in ALL_ROLES]
         if unknown or len(set(self.roles)) != len(self.roles) or not self.roles:
-            raise PlanError(f"roles is {list(self.roles)}; name one or more of {', '.join(ROLES)}, each once.")
-        if not any(self.ranks):
+            raise PlanError(f"roles is {list(self.roles)}; name one or more of {', '.join(ALL_ROLES)}, each once.")
+        if not any(self.all_ranks):
             raise PlanError("All ranks are 0: nothing would be adapted. Give at least one block a rank.")
+
+    @property
+    def all_ranks(self) -> tuple[int, ...]:
+        """One rank per site: attentions, then feed-forwards."""
+        return self.ranks + self.feed_forward_ranks
 
     @property
     def lora_parameters(self) -> int:
         """Entries of all A and B, exactly, at the pruned sizes."""
         return sum(
             site.lora_parameters(kept, rank, self.roles)
-            for site, kept, rank in zip(self.model.sites, self.kept_heads, self.ranks, strict=True)
+            for site, kept, rank in zip(
+                self.model.all_sites, self.kept_heads + self.kept_neurons, self.all_ranks, strict=True
+            )
         )
 
     @property
@@ -67,6 +98,8 @@ class RankPlan:
 
     def __str__(self) -> str:
         ranks = " ".join(str(rank) for rank in self.ranks)
+        if any(self.feed_forward_ranks):
+            ranks += f"; feed-forward: {' '.join(str(rank) for rank in self.feed_forward_ranks)}"
         return (
             f"LoRA ranks by block: {ranks} on {', '.join(self.roles)}\n"
             f"trainable: {self.trainable_parameters:,} ({self.lora_parameters:,} LoRA, "
@@ -80,8 +113,10 @@ class RankPlan:
             "schema": SCHEMA,
             "origin": dict(self.origin),
             "ranks": list(self.ranks),
+            "feed_forward_ranks": list(self.feed_forward_ranks),
             "roles": list(self.roles),
             "kept_heads": [list(kept) for kept in self.kept_heads],
+            "kept_neurons": [to_ranges(kept) for kept in self.kept_neurons],
             "model": self.model.to_json(),
         }
 
@@ -99,7 +134,9 @@ class RankPlan:
             return cls(
                 model=ModelIdentity.from_json(value["model"]),
                 kept_heads=tuple(tuple(block) for block in value["kept_heads"]),
+                kept_neurons=tuple(from_ranges(ranges) for ranges in value["kept_neurons"]),
                 ranks=tuple(value["ranks"]),
+                feed_forward_ranks=tuple(value["feed_forward_ranks"]),
                 roles=tuple(value["roles"]),
                 origin=dict(value["origin"]),
             )
@@ -135,7 +172,8 @@ def plan_ranks(
     high: int = 8,
     low: int = 4,
     budget: int | None = None,
-    roles: Sequence[str] = ROLES,
+    target: Target = "attention",
+    roles: Sequence[str] | None = None,
     block_importance: BlockImportance = "sum",
     normalization: Scope = "block",
 ) -> RankPlan:
@@ -151,9 +189,11 @@ def plan_ranks(
         high: rank of those blocks.
         low: rank of the others.
         budget: the most parameters that may train (LoRA and normalisation layers; the task head not counted).
-        roles: projections to adapt, of "query", "key", "value" and "output".
-        block_importance: a block's importance is the "sum" of its kept heads' normalised scores (a block with many
-            useful heads has more to adapt), or their "mean". The paper leaves it open.
+        target: "attention" adapts query, key, value and output, as in the paper; "all-linear" the feed-forward too.
+        roles: the projections to adapt, by name, instead of `target`.
+        block_importance: a block's importance is the "sum" of its kept units' normalised scores (a block with many
+            useful heads has more to adapt), or their "mean". The paper leaves it open. Attentions and feed-forwards
+            are ranked among themselves; where one kind was not scored, it follows the other in its block.
         normalization: see `plan_pruning`.
 
     Raises:
@@ -168,32 +208,62 @@ def plan_ranks(
         raise PlanError(
             f"The scores are of {scores.model}, the plan is for {plan.model}; use scores of the same model."
         )
-    importance = _importance_of_blocks(scores, plan, block_importance, normalization)
-    live = [block for block, kept in enumerate(plan.kept_heads) if kept]
+    if target not in TARGETS:
+        raise PlanError(f"target is {target!r}; use one of {', '.join(TARGETS)}.")
+    chosen = tuple(TARGETS[target] if roles is None else roles)
+    kept, sites = plan.kept, plan.model.all_sites
+    importance = _importance_of_sites(scores, plan, block_importance, normalization)
+    live = [site for site, units in enumerate(kept) if units and sites[site].lora_parameters(units, 1, chosen)]
     origin: dict[str, Any] = {"block_importance": block_importance, "normalization": normalization}
     if budget is None:
-        if not 0 <= top_blocks <= len(importance):
-            raise PlanError(f"top_blocks is {top_blocks}, but the model has {len(importance)} blocks.")
+        if not 0 <= top_blocks <= len(plan.model.sites):
+            raise PlanError(f"top_blocks is {top_blocks}, but the model has {len(plan.model.sites)} blocks.")
         if not 0 <= low <= high or high < 1:
             raise PlanError(f"Ranks are high={high} and low={low}; they need high >= low >= 0 and high >= 1.")
-        top = set(sorted(live, key=lambda block: (-importance[block], block))[:top_blocks])
-        ranks = [(high if block in top else low) if block in live else 0 for block in range(len(importance))]
+        ranks = [0] * len(sites)
+        for kind in ("heads", "neurons"):
+            of_kind = [site for site in live if sites[site].kind == kind]
+            for place, site in enumerate(sorted(of_kind, key=lambda site: (-importance[site], site))):
+                ranks[site] = high if place < top_blocks else low
         origin |= {"top_blocks": top_blocks, "high": high, "low": low}
     else:
-        ranks = _spread(budget, importance, plan, tuple(roles))
+        ranks = _spread(budget, importance, plan, chosen)
         origin |= {"budget": budget}
-    return RankPlan(model=plan.model, kept_heads=plan.kept_heads, ranks=tuple(ranks), roles=tuple(roles), origin=origin)
+    attentions = len(plan.model.sites)
+    return RankPlan(
+        model=plan.model,
+        kept_heads=plan.kept_heads,
+        kept_neurons=plan.kept_neurons,
+        ranks=tuple(ranks[:attentions]),
+        feed_forward_ranks=tuple(ranks[attentions:]),
+        roles=chosen,
+        origin=origin,
+    )
 
 
-def _importance_of_blocks(
+def _importance_of_sites(
     scores: ImportanceScores, plan: PruningPlan, how: BlockImportance, normalization: Scope
 ) -> list[float]:
-    totals: list[float] = []
-    for values, scored, kept in zip(scores.normalized(normalization), scores.kept_heads, plan.kept_heads, strict=True):
-        of_kept = [value for value, head in zip(values.tolist(), scored, strict=True) if head in kept]
-        total = sum(of_kept)
-        totals.append(total / len(of_kept) if how == "mean" and of_kept else total)
-    return totals
+    blocks, attentions = plan.model.blocks_of_sites, len(plan.model.sites)
+    found: dict[int, float] = {}
+    places: tuple[tuple[Kind, int, Kept], ...] = (
+        ("heads", 0, plan.kept_heads),
+        ("neurons", attentions, plan.kept_neurons),
+    )
+    for kind, first, keeps in places:
+        scored = scores.normalized(normalization, kind) if kind in scores.kinds else ()
+        for site, (values, there, kept) in enumerate(zip(scored, scores.kept_of(kind), keeps, strict=False)):
+            stay = set(kept)
+            of_kept = [value for value, unit in zip(values.tolist(), there, strict=True) if unit in stay]
+            total = sum(of_kept)
+            found[first + site] = total / len(of_kept) if how == "mean" and of_kept else total
+        # The two kinds are comparable only as shares of their own.
+        mean = sum(found[first + site] for site in range(len(scored))) / max(len(scored), 1) or 1.0
+        found |= {first + site: found[first + site] / mean for site in range(len(scored))}
+    by_block: dict[int, float] = {}
+    for site, importance in found.items():
+        by_block[blocks[site]] = by_block.get(blocks[site], 0.0) + importance
+    return [found.get(site, by_block.get(blocks[site], 0.0)) for site in range(len(blocks))]
 
 
 def _spread(budget: int, importance: Sequence[float], plan: PruningPlan, roles: tuple[str, ...]) -> list[int]:
@@ -202,7 +272,7 @@ def _spread(budget: int, importance: Sequence[float], plan: PruningPlan, roles: 
     This is the highest-averages method of apportionment (Jefferson, D'Hondt) with a floor of one, so ranks never
     decrease with importance where blocks cost the same, and a larger budget never takes a rank away.
     """
-    costs = [site.lora_parameters(kept, 1, roles) for site, kept in zip(plan.model.sites, plan.kept_heads, strict=True)]
+    costs = [site.lora_parameters(kept, 1, roles) for site, kept in zip(plan.model.all_sites, plan.kept, strict=True)]
     ranks = [1 if cost else 0 for cost in costs]
     left = budget - plan.model.norm_parameters - sum(costs)
     if left < 0:
@@ -212,8 +282,8 @@ def _spread(budget: int, importance: Sequence[float], plan: PruningPlan, roles: 
         )
     # A rank beyond the smaller side of a matrix adds parameters and no freedom.
     limits = [
-        min(len(kept) * site.head_size, site.out_features)
-        for site, kept in zip(plan.model.sites, plan.kept_heads, strict=True)
+        min(len(kept) * site.unit_size, site.out_features)
+        for site, kept in zip(plan.model.all_sites, plan.kept, strict=True)
     ]
     while True:
         growing = [block for block, cost in enumerate(costs) if cost and ranks[block] < limits[block]]

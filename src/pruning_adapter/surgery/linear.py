@@ -6,25 +6,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_adapter.architectures.sites import stores_inputs_first
+from pruning_adapter.architectures.sites import features, stores_inputs_first
 
-__all__ = ["BiasOnly", "keep_inputs_", "keep_outputs_"]
+__all__ = ["BiasOnly", "NoOutputs", "keep_inputs_", "keep_outputs_"]
 
 
 class BiasOnly(nn.Module):
     """What is left of a linear map whose inputs are all gone: it adds its bias, or zero if it had none.
 
-    Its parameter keeps the name `bias`, so that the checkpoint keeps its key.
+    Its parameters keep their names, so that the checkpoint keeps its keys; the weight has no columns.
     """
 
     in_features = 0
+    weight: nn.Parameter
     bias: nn.Parameter | None
 
-    def __init__(self, bias: nn.Parameter | None, out_features: int) -> None:
+    def __init__(self, linear: nn.Module) -> None:
+        """Args:
+        linear: the map that lost its inputs.
+        """
         super().__init__()
-        self.out_features = out_features
-        # Not registered the usual way: PEFT loads adapters under a patch that puts every registered parameter on meta.
-        self._parameters["bias"] = bias
+        self.out_features = features(linear)[1]
+        _set_parameter_(self, "weight", _nothing_of(linear, self.out_features, 0))
+        _set_parameter_(self, "bias", getattr(linear, "bias", None))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(..., any)` → `(..., out_features)`, the same row everywhere."""
@@ -35,6 +39,43 @@ class BiasOnly(nn.Module):
 
     def extra_repr(self) -> str:
         return f"out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class NoOutputs(nn.Module):
+    """What is left of a linear map that writes nothing: a tensor without columns."""
+
+    out_features = 0
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, linear: nn.Module) -> None:
+        """Args:
+        linear: the map whose outputs nobody reads.
+        """
+        super().__init__()
+        self.in_features = features(linear)[0]
+        _set_parameter_(self, "weight", _nothing_of(linear, 0, self.in_features))
+        bias: Any = getattr(linear, "bias", None)
+        _set_parameter_(
+            self, "bias", None if bias is None else nn.Parameter(bias.detach()[:0].clone(), bias.requires_grad)
+        )
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(..., in_features)` → `(..., 0)`."""
+        return hidden_states.new_zeros((*hidden_states.shape[:-1], 0))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}"
+
+
+def _nothing_of(linear: nn.Module, rows: int, columns: int) -> nn.Parameter:
+    old: Any = linear.weight
+    return nn.Parameter(old.detach().new_empty((rows, columns)), requires_grad=old.requires_grad)
+
+
+def _set_parameter_(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+    # Not registered the usual way: PEFT loads adapters under a patch that puts every registered parameter on meta.
+    cast(Any, module)._parameters[name] = parameter
 
 
 def keep_outputs_(linear: nn.Module, rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Taking heads out of a model: physical, exact, in place. It executes a plan and decides nothing."""
+"""Taking heads and neurons out of a model: physical, exact, in place. It executes a plan and decides nothing."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,32 +6,36 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from pruning_adapter.architectures.head_index import columns_of_heads, kept_key_value_heads, rows_of_heads
 from pruning_adapter.architectures.identity import (
     CONFIG_FIELD,
     PrunedState,
+    count_stack_blocks,
     fingerprint_weights,
     identify,
     pruned_state,
 )
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
-from pruning_adapter.architectures.sites import Site, base_of, find_sites, spec_of
+from pruning_adapter.architectures.sites import Site, base_of, find_all_sites, spec_of
+from pruning_adapter.architectures.unit_index import columns_of_units, kept_groups, rows_of_units
+from pruning_adapter.costs.macs import ModelMacs
 from pruning_adapter.errors import ArchitectureError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
-from pruning_adapter.surgery.empty import remove_all_heads_
+from pruning_adapter.surgery.counts import set_count_
+from pruning_adapter.surgery.empty import remove_all_units_
 from pruning_adapter.surgery.linear import keep_inputs_, keep_outputs_
+from pruning_adapter.surgery.position_bias import slice_position_bias_
 
-__all__ = ["check_plan_fits", "cut_sites_", "prune_"]
+__all__ = ["check_plan_fits", "cut_", "cut_sites_", "note_in_config", "prune_"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def prune_(model: Model, plan: PruningPlan, *, allow_other_weights: bool = False) -> Model:
-    """Remove the heads that `plan` does not keep, in place, and return the model.
+    """Remove the heads and neurons that `plan` does not keep, in place, and return the model.
 
-    Their rows leave the query, key and value projections, their columns the output projection; nothing is masked. What
-    stays keeps its dtype, device and requires_grad. The model's config gets a field `pruning` that tells what was
-    removed. Pruning in two steps equals pruning at once: heads that are gone already stay gone.
+    Their rows leave the projections that write them, their columns the output (or down) projection; nothing is masked.
+    What stays keeps its dtype, device and requires_grad. The model's config gets a field `pruning` that tells what was
+    removed. Pruning in two steps equals pruning at once: units that are gone already stay gone.
 
     Args:
         model: the model the plan was made for, dense or already pruned; not wrapped by PEFT.
@@ -39,22 +43,36 @@ def prune_(model: Model, plan: PruningPlan, *, allow_other_weights: bool = False
         allow_other_weights: accept a model of the same sizes with other weights, such as a fine-tuned one.
 
     Raises:
-        PlanError: the plan was made for a model of other sizes or weights, or wants to keep a head that is gone.
+        PlanError: the plan was made for a model of other sizes or weights, keeps only units that are gone, or asks for
+            a reconstruction, which needs examples: see `reconstruct_`.
         ArchitectureError: unknown family, adapters in place, or weights shared with another module.
     """
     if base_of(model) is not model or any(hasattr(module, "base_layer") for module in model.modules()):
         raise ArchitectureError("This model has adapters in place; merge or unload them, then prune.")
     check_plan_fits(model, plan, allow_other_weights=allow_other_weights)
-    sites = find_sites(model)
+    if plan.reconstruct != "none":
+        raise PlanError(
+            f'The plan asks for reconstruct="{plan.reconstruct}", which needs calibration examples: use '
+            "reconstruct_(model, plan, batches), which prunes too."
+        )
+    return cut_(model, plan)
+
+
+def cut_(model: Model, plan: PruningPlan) -> Model:
+    """Remove what `plan` does not keep from a model that it was checked to fit."""
+    sites = find_all_sites(model)
     _check_nothing_shared(model, sites)
     state, dense = pruned_state(model), identify(model)
-    left = state.kept_heads if state is not None else tuple(tuple(range(heads)) for heads in dense.heads)
-    kept = tuple(
-        tuple(head for head in there if head in keep) for there, keep in zip(left, plan.kept_heads, strict=True)
-    )
-    cut_sites_(sites, dense.sites, left=left, kept=kept)
-    _note_in_config(model, dense, kept)
+    left = state.kept if state is not None else tuple(tuple(range(site.units)) for site in dense.all_sites)
+    kept = tuple(_both(there, keep) for there, keep in zip(left, plan.kept, strict=True))
+    cut_sites_(sites, dense.all_sites, left=left, kept=kept)
+    note_in_config(model, dense, kept, macs=plan.macs, reconstructed=plan.reconstruct)
     return model
+
+
+def _both(there: Sequence[int], keep: Sequence[int]) -> tuple[int, ...]:
+    wanted = set(keep)
+    return tuple(unit for unit in there if unit in wanted)
 
 
 def cut_sites_(
@@ -64,12 +82,12 @@ def cut_sites_(
     left: Sequence[Sequence[int]],
     kept: Sequence[Sequence[int]],
 ) -> None:
-    """Cut attentions that have the heads `left` down to the heads `kept`; all numbers are those of the dense model.
+    """Cut sites that have the units `left` down to the units `kept`; all numbers are those of the dense model.
 
     Also used to rebuild a pruned model on the meta device, before its weights are loaded.
     """
     for site, shape, there, keep in zip(sites, dense, left, kept, strict=True):
-        _keep_heads_of_site(site, shape, there, keep)
+        _keep_units_of_site(site, shape, there, keep)
 
 
 def check_plan_fits(model: nn.Module, plan: PruningPlan, *, allow_other_weights: bool = False) -> None:
@@ -96,54 +114,77 @@ def check_plan_fits(model: nn.Module, plan: PruningPlan, *, allow_other_weights:
     state = pruned_state(model)
     if state is None:
         return
-    for block, (there, keep) in enumerate(zip(state.kept_heads, plan.kept_heads, strict=True)):
-        if there and keep and not set(there) & set(keep) and not plan.allow_empty_blocks:
+    for site, there, keep in zip(find_all_sites(model), state.kept, plan.kept, strict=True):
+        if there and keep and not _both(there, keep) and not plan.allow_empty_blocks:
             raise PlanError(
-                f"Block {block} of this model has only the heads {list(there)} left and the plan keeps "
-                f"{list(keep)}, so none would stay. Start from the dense model, or plan with allow_empty_blocks=True."
+                f"{site.path} of this model has only the {site.kind} {_some(there)} left and the plan keeps "
+                f"{_some(keep)}, so none would stay. Start from the dense model, or plan with allow_empty_blocks=True."
             )
 
 
-def _keep_heads_of_site(site: Site, shape: SiteShape, there: Sequence[int], keep: Sequence[int]) -> None:
+def _some(units: Sequence[int]) -> str:
+    shown = ", ".join(str(unit) for unit in units[:8])
+    return f"[{shown}{', ...' if len(units) > 8 else ''}]"
+
+
+def _keep_units_of_site(site: Site, shape: SiteShape, there: Sequence[int], keep: Sequence[int]) -> None:
+    slice_position_bias_(site, keep)
     if list(there) == list(keep):
         return
     if not keep:
-        remove_all_heads_(site)
+        remove_all_units_(site)
         return
-    # All head counts are the dense model's.
-    heads, groups, head_size = shape.heads, shape.key_value_heads, shape.head_size
-    groups_kept = kept_key_value_heads(keep, heads, groups)
-    for projection in site.spec.projections:
+    # All counts are the dense model's.
+    groups_kept = kept_groups(keep, shape.units, shape.groups)
+    for projection in site.projections:
         rows_of = partial(
-            rows_of_heads,
+            rows_of_units,
             projection.roles,
-            heads=heads,
-            key_value_heads=groups,
-            head_size=head_size,
+            units=shape.units,
+            groups=shape.groups,
+            unit_size=shape.unit_size,
             fusion=projection.fusion,
         )
         # Rows are numbered as in the dense model; the tensor holds those that are still there.
         position = {row: number for number, row in enumerate(rows_of(there))}
         keep_outputs_(site.module(projection.path), [position[row] for row in rows_of(keep)])
-    number_of = {head: number for number, head in enumerate(there)}
-    columns = columns_of_heads([number_of[head] for head in keep], head_size)
+    number_of = {unit: number for number, unit in enumerate(there)}
+    columns = columns_of_units([number_of[unit] for unit in keep], shape.unit_size)
     keep_inputs_(site.module(site.spec.output), columns)
     counts = {
         "heads": len(keep),
+        "neurons": len(keep),
         "key_value_heads": len(groups_kept),
-        "rows": len(keep) * head_size,
+        "rows": len(keep) * shape.unit_size,
         "heads_per_group": len(keep) // len(groups_kept),
     }
     for follow in site.spec.follow:
-        setattr(site.block.get_submodule(follow.module), follow.attribute, counts[follow.counts])
+        set_count_(site.block.get_submodule(follow.module), follow.attribute, counts[follow.counts])
 
 
-def _note_in_config(model: nn.Module, dense: ModelIdentity, kept: tuple[tuple[int, ...], ...]) -> None:
-    state = PrunedState(dense=dense, kept_heads=kept, fingerprint=fingerprint_weights(model))
+def note_in_config(
+    model: nn.Module,
+    dense: ModelIdentity,
+    kept: tuple[tuple[int, ...], ...],
+    *,
+    macs: ModelMacs | None,
+    reconstructed: str,
+) -> None:
+    """Write into the model's config what was removed from the dense model."""
+    attentions = len(dense.sites)
+    state = PrunedState(
+        dense=dense,
+        kept_heads=kept[:attentions],
+        kept_neurons=kept[attentions:],
+        stack_blocks=count_stack_blocks(model),
+        fingerprint=fingerprint_weights(model),
+        reconstructed=reconstructed,
+        macs=None if macs is None else macs.to_json(),
+    )
     config = cast(Any, base_of(model)).config
     setattr(config, CONFIG_FIELD, state.to_json())
     if spec_of(model).legacy_pruned_heads:
-        _note_legacy_pruned_heads(config, dense, kept)
+        _note_legacy_pruned_heads(config, dense, state)
 
 
 def _check_nothing_shared(model: nn.Module, sites: Sequence[Site]) -> None:
@@ -152,25 +193,27 @@ def _check_nothing_shared(model: nn.Module, sites: Sequence[Site]) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for site in sites:
-        if not site.heads:
+        if not site.units:
             continue
-        for path in (*(p.path for p in site.spec.projections), site.spec.output):
+        for path in (*(p.path for p in site.projections), site.spec.output):
             for parameter in site.module(path).parameters(recurse=False):
                 names = owners.get(id(parameter), [])
                 if len(names) > 1:
                     raise ArchitectureError(
-                        f"The weights {names[0]!r} and {names[1]!r} are tied: cutting heads out of one would cut the "
+                        f"The weights {names[0]!r} and {names[1]!r} are tied: cutting units out of one would cut the "
                         "other. Untie them (give one a copy) before pruning."
                     )
 
 
-def _note_legacy_pruned_heads(config: Any, dense: ModelIdentity, kept: Sequence[Sequence[int]]) -> None:
+def _note_legacy_pruned_heads(config: Any, dense: ModelIdentity, state: PrunedState) -> None:
     gone = {
         str(block): [head for head in range(heads) if head not in keep]
-        for block, (heads, keep) in enumerate(zip(dense.heads, kept, strict=True))
+        for block, (heads, keep) in enumerate(zip(dense.heads, state.kept_heads, strict=True))
     }
-    # Transformers 4 cannot build a block without heads; it then fails on the sizes, rather than silently.
-    if all(kept):
+    whole = [len(neurons) for neurons in state.kept_neurons] == list(dense.neurons)
+    # Transformers 4 can build neither a block without heads nor one with fewer neurons; it then fails on the sizes,
+    # rather than silently.
+    if all(state.kept_heads) and whole:
         config.pruned_heads = {block: heads for block, heads in gone.items() if heads}
     elif hasattr(config, "pruned_heads"):
         delattr(config, "pruned_heads")

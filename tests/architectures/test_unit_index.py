@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning_adapter.architectures.head_index import columns_of_heads, kept_key_value_heads, rows_of_heads
+from pruning_adapter.architectures.unit_index import columns_of_units, kept_groups, rows_of_units
 from pruning_adapter.architectures.spec import Fusion
 from pruning_adapter.errors import PlanError
 
@@ -35,14 +35,14 @@ QKV = ("query", "key", "value")
 def test_rows_by_hand(
     roles: tuple[str, ...], kept: list[int], key_value_heads: int, fusion: Fusion, rows: list[int]
 ) -> None:
-    found = rows_of_heads(roles, kept, heads=4, key_value_heads=key_value_heads, head_size=2, fusion=fusion)
+    found = rows_of_units(roles, kept, units=4, groups=key_value_heads, unit_size=2, fusion=fusion)
     assert found == rows
 
 
 def test_columns_by_hand() -> None:
-    assert columns_of_heads([0, 3], 2) == [0, 1, 6, 7]
-    assert columns_of_heads([2, 1], 1) == [2, 1]
-    assert columns_of_heads([], 8) == []
+    assert columns_of_units([0, 3], 2) == [0, 1, 6, 7]
+    assert columns_of_units([2, 1], 1) == [2, 1]
+    assert columns_of_units([], 8) == []
 
 
 @pytest.mark.parametrize(
@@ -50,20 +50,20 @@ def test_columns_by_hand() -> None:
     [([0, 1], 2, (0,)), ([1, 3], 2, (0, 1)), ([3], 2, (1,)), ([0, 2], 4, (0, 2)), ([1, 2, 3], 1, (0,)), ([], 2, ())],
 )
 def test_key_value_heads_that_are_still_read(kept: list[int], key_value_heads: int, groups: tuple[int, ...]) -> None:
-    assert kept_key_value_heads(kept, 4, key_value_heads) == groups
+    assert kept_groups(kept, 4, key_value_heads) == groups
 
 
 def test_groups_that_lose_unequally_are_refused() -> None:
     message = r"between 1 and 2 query heads per key/value group of 2; .* Remove whole groups, or the same number"
     with pytest.raises(PlanError, match=message):
-        kept_key_value_heads([0, 1, 2], 4, 2)
+        kept_groups([0, 1, 2], 4, 2)
     with pytest.raises(PlanError, match=message):
-        rows_of_heads(("query",), [0, 1, 2], heads=4, key_value_heads=2, head_size=2)
+        rows_of_units(("query",), [0, 1, 2], units=4, groups=2, unit_size=2)
 
 
 def test_by_head_with_shared_key_value_heads_is_refused() -> None:
     with pytest.raises(PlanError, match="fused by head have as many key/value heads as query heads"):
-        rows_of_heads(QKV, [0, 1], heads=4, key_value_heads=2, head_size=2, fusion=Fusion.BY_HEAD)
+        rows_of_units(QKV, [0, 1], units=4, groups=2, unit_size=2, fusion=Fusion.BY_HEAD)
 
 
 @st.composite
@@ -83,13 +83,13 @@ def test_rows_are_unique_in_range_and_ascending_in_every_role(
     arrangement: tuple[int, int, int, list[int]], roles: tuple[str, ...]
 ) -> None:
     heads, groups, head_size, kept = arrangement
-    rows = rows_of_heads(roles, kept, heads=heads, key_value_heads=groups, head_size=head_size)
+    rows = rows_of_units(roles, kept, units=heads, groups=groups, unit_size=head_size)
     sizes = [head_size * (heads if role == "query" else groups) for role in roles]
     assert len(set(rows)) == len(rows)
     assert all(0 <= row < sum(sizes) for row in rows)
     # Roles lie one after the other, so ascending as a whole is ascending in every role.
     assert rows == sorted(rows)
-    served = kept_key_value_heads(kept, heads, groups)
+    served = kept_groups(kept, heads, groups)
     assert len(rows) == head_size * sum(len(kept if role == "query" else served) for role in roles)
 
 
@@ -100,23 +100,23 @@ def test_fused_by_role_is_the_separate_projections_one_below_the_other(
     heads, groups, head_size, kept = arrangement
     expected, offset = list[int](), 0
     for role in roles:
-        separate = rows_of_heads((role,), kept, heads=heads, key_value_heads=groups, head_size=head_size)
+        separate = rows_of_units((role,), kept, units=heads, groups=groups, unit_size=head_size)
         expected += [offset + row for row in separate]
         offset += head_size * (heads if role == "query" else groups)
-    assert rows_of_heads(roles, kept, heads=heads, key_value_heads=groups, head_size=head_size) == expected
+    assert rows_of_units(roles, kept, units=heads, groups=groups, unit_size=head_size) == expected
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.data())
 def test_fused_by_head_is_a_head_as_wide_as_its_roles(heads: int, head_size: int, data: st.DataObject) -> None:
     kept = sorted(data.draw(st.sets(st.integers(0, heads - 1))))
-    rows = rows_of_heads(QKV, kept, heads=heads, key_value_heads=heads, head_size=head_size, fusion=Fusion.BY_HEAD)
-    assert rows == columns_of_heads(kept, 3 * head_size)
+    rows = rows_of_units(QKV, kept, units=heads, groups=heads, unit_size=head_size, fusion=Fusion.BY_HEAD)
+    assert rows == columns_of_units(kept, 3 * head_size)
 
 
 @given(arrangements(), st.sampled_from([Fusion.BY_ROLE, Fusion.BY_HEAD]))
 def test_keeping_every_head_keeps_every_row(arrangement: tuple[int, int, int, list[int]], fusion: Fusion) -> None:
     heads, groups, head_size, _ = arrangement
     groups = heads if fusion is Fusion.BY_HEAD else groups
-    rows = rows_of_heads(QKV, range(heads), heads=heads, key_value_heads=groups, head_size=head_size, fusion=fusion)
+    rows = rows_of_units(QKV, range(heads), units=heads, groups=groups, unit_size=head_size, fusion=fusion)
     assert rows == list(range(head_size * (heads + 2 * groups)))
-    assert columns_of_heads(range(heads), head_size) == list(range(heads * head_size))
+    assert columns_of_units(range(heads), head_size) == list(range(heads * head_size))

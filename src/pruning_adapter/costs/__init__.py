@@ -1,0 +1,1 @@
+"""What a model costs: counted operations, bytes, and time measured on this device."""

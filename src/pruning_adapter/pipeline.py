@@ -4,12 +4,15 @@ A run lives in a folder; every step reads the files of the ones before and write
 
     settings.json → importance.json → plan.json, ranks.json → adapter/, training.json → merged/ → result.json
     → report.html
+
+Where a plan corrects the kept weights for what is gone, training also writes base/: the corrected model that the
+adapter belongs to.
 """
 
 import shutil
 import statistics
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +23,11 @@ import torch
 from torch import nn
 
 from pruning_adapter.architectures.identity import identify
+from pruning_adapter.architectures.shapes import ModelIdentity
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
+from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.environment import machine, versions
-from pruning_adapter.errors import CheckpointError, PruningAdapterError
+from pruning_adapter.errors import CheckpointError, PlanError, PruningAdapterError
 from pruning_adapter.evaluation.cost import compare_inference, count_costs, count_trainable
 from pruning_adapter.evaluation.metrics import measure_quality
 from pruning_adapter.evaluation.predict import predict
@@ -36,7 +41,8 @@ from pruning_adapter.importance import (
     reversed_importance,
 )
 from pruning_adapter.planning import PruningPlan, RankPlan, find_preset, plan_pruning, plan_ranks
-from pruning_adapter.settings import Settings
+from pruning_adapter.planning.sweep import Sweep, sweep_budgets
+from pruning_adapter.settings import RULES, Settings
 from pruning_adapter.storage import read_json, replace_folder, write_json
 from pruning_adapter.surgery.prune import check_plan_fits
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
@@ -48,28 +54,44 @@ from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import sample_examples, tokenize
 from pruning_adapter.training.trainer import check_accumulate, make_collator, train_
 
-__all__ = ["Run", "plan_from_settings"]
+__all__ = ["Run", "choose_units", "plan_from_settings"]
 
 TRAINING = "pruning-adapter training"
+COMPARED_BATCH = 32
+"""Examples a batch where time is compared."""
 
 
-def plan_from_settings(settings: Settings, scores: ImportanceScores) -> tuple[PruningPlan, RankPlan]:
+def plan_from_settings(
+    settings: Settings, scores: ImportanceScores, *, latency: LatencyTable | None = None
+) -> tuple[PruningPlan, RankPlan]:
     """Both plans that the settings ask for. Without a rule, 70 % of the heads stay.
 
+    Args:
+        settings: which rule, and which units may go.
+        scores: of those units at least.
+        latency: what the rule `keep_latency` predicts with.
+
     Raises:
-        PlanError: a rule that cannot be met.
+        PlanError: a rule that cannot be met, or units that were not scored.
     """
+    chosen = choose_units(settings, scores)
     if settings.preset is not None:
         return find_preset(settings.preset).plan(scores)
-    none_given = settings.keep_heads is None and settings.keep_ratio is None and settings.threshold is None
+    rules = {name: getattr(settings, name) for name in RULES if name != "preset"}
+    if not any(value is not None for value in rules.values()):
+        rules["keep_ratio"] = 0.7
     normalization = cast(Any, settings.normalization)
     plan = plan_pruning(
-        scores,
-        keep_heads=settings.keep_heads,
-        keep_ratio=0.7 if none_given else settings.keep_ratio,
-        threshold=settings.threshold,
+        chosen,
+        **rules,
+        length=settings.length,
+        dtype=settings.dtype,
+        latency=latency,
         normalization=normalization,
+        grouping=cast(Any, settings.grouping),
+        multiple_of=settings.multiple_of or (1 if latency is None else latency.multiple_of),
         allow_empty_blocks=settings.allow_empty_blocks,
+        reconstruct=cast(Any, settings.reconstruct),
     )
     blocks = len(plan.kept_heads)
     ranks = plan_ranks(
@@ -79,9 +101,27 @@ def plan_from_settings(settings: Settings, scores: ImportanceScores) -> tuple[Pr
         high=settings.high_rank,
         low=settings.low_rank,
         budget=settings.rank_budget,
-        normalization=normalization,
+        target=cast(Any, settings.target),
+        normalization=normalization or "block",
     )
     return plan, ranks
+
+
+def choose_units(settings: Settings, scores: ImportanceScores) -> ImportanceScores:
+    """The scores of the units that may go; units without scores all stay.
+
+    Raises:
+        PlanError: some were not scored.
+    """
+    missing = [kind for kind in settings.kinds if kind not in scores.kinds]
+    if missing:
+        raise PlanError(
+            f"The plan is to weigh {' and '.join(settings.kinds)}, but no {missing[0]} were scored. Score them with "
+            f"`pruning-adapter importance --units {settings.units or 'both'} --overwrite`, or plan with --units "
+            f"{scores.kinds[0]}."
+        )
+    unwanted = [kind for kind in scores.kinds if kind not in settings.kinds]
+    return replace(scores, **dict.fromkeys(unwanted, ())) if unwanted else scores
 
 
 class Run:
@@ -133,6 +173,17 @@ class Run:
     def tokenizer(self) -> Any:
         return load_tokenizer(self.model_path)
 
+    @cached_property
+    def latency(self) -> LatencyTable | None:
+        """What `keep_latency` predicts with: the table that was named, or one measured here; None by other rules."""
+        if self.settings.keep_latency is None:
+            return None
+        if self.settings.latency_table is not None:
+            return LatencyTable.load(self.settings.latency_table)
+        from pruning_adapter.evaluation.latency import measure_latency
+
+        return measure_latency(self.load_base().model, length=self.settings.length)
+
     def features(self, examples: tuple[Example, ...]) -> list[dict[str, Any]]:
         """Examples as the model reads them."""
         max_length = min(self.recipe.max_length, self.tokenizer.model_max_length)
@@ -141,8 +192,26 @@ class Run:
     def load_base(self) -> BaseModel:
         """A fresh dense base with a task head that starts the same way every time, on the device to train on."""
         base = load_base(self.model_path, label_names=self.data.label_names, seed=self.settings.seed)
-        base.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        base.model.to(_device())
         return base
+
+    def load_adapted_base(self) -> BaseModel:
+        """The base that LoRA is attached to: the dense one, or the pruned one with corrected weights, made once.
+
+        The latter is written to base/, since the adapter belongs to these very weights.
+        """
+        base = self.load_base()
+        if self.method != "prune-lora" or self.plan()[0].reconstruct == "none":
+            return base
+        path = self.folder / "base"
+        if not path.exists():
+            from pruning_adapter.surgery.reconstruct import reconstruct_
+
+            save_pruned(
+                reconstruct_(base.model, self.plan()[0], self._scored_batches()), path, tokenizer=self.tokenizer
+            )
+        # As it loads from disk, so that training and merging begin from the same bits.
+        return replace(base, model=load_pruned(path).to(_device()))
 
     def check_inputs(self, step: str) -> None:
         """Read once what `step` works from, so that what cannot work fails before anything is replaced.
@@ -156,28 +225,62 @@ class Run:
             if step == "train" and self.method == "prune-lora":
                 check_plan_fits(model, self.plan()[0])
         if step == "plan":
-            plan_from_settings(self.settings, self.measure())
+            self.decide()
         if step == "merge":
             self._load_adapted()
         if step == "evaluate":
             read_json(self.folder / "training.json", kind=TRAINING)
             self.merge()
 
+    def check_rule(self) -> None:
+        """Refuse a rule that no scores of this model can meet, such as more heads than it has.
+
+        Raises:
+            PlanError: which, and what is possible.
+        """
+        if self.method == "prune-lora":
+            made_up = random_importance(self.load_base().model, seed=0, units=self.settings.kinds)
+            # What ranks cost depends on which units stay.
+            plan_from_settings(replace(self.settings, rank_budget=None), made_up, latency=self.latency)
+
+    def decide(self) -> tuple[PruningPlan, RankPlan]:
+        """Both plans, from the scores; writes none."""
+        return plan_from_settings(self.settings, self.measure(), latency=self.latency)
+
+    def sweep(self, by: str) -> Sweep:
+        """What budgets from the smallest possible to everything would keep; writes nothing.
+
+        Raises:
+            PlanError: an unknown currency, or one whose cost was not counted.
+        """
+        settings, scores = self.settings, self.measure()
+        return sweep_budgets(
+            # All that was scored competes, unless it was said what may go.
+            scores if settings.units is None else choose_units(settings, scores),
+            by=cast(Any, by),
+            length=settings.length,
+            normalization=cast(Any, settings.normalization),
+            grouping=cast(Any, settings.grouping),
+            multiple_of=settings.multiple_of or 1,
+            allow_empty_blocks=settings.allow_empty_blocks,
+        )
+
     def measure(self) -> ImportanceScores:
-        """Score the heads; writes importance.json."""
+        """Score heads, neurons, or both; writes importance.json."""
         path = self.folder / "importance.json"
         if path.exists():
             return ImportanceScores.load(path)
         settings, model = self.settings, self.load_base().model
         if settings.scorer == "random":
-            scores = random_importance(model, seed=settings.seed)
+            scores = random_importance(model, seed=settings.seed, units=settings.kinds)
         elif settings.scorer == "magnitude":
-            scores = magnitude_importance(model)
+            scores = magnitude_importance(model, units=settings.kinds)
         else:
-            sample = sample_examples(self.data.train, settings.examples, settings.seed)
             scores = measure_importance(
                 model,
-                LengthSortedBatches(self.features(sample), make_collator(self.tokenizer)),
+                self._scored_batches(),
+                units=settings.kinds,
+                order=cast(Any, settings.order),
                 reduction=cast(Any, settings.reduction),
                 task=self.data.name,
                 seed=settings.seed,
@@ -194,7 +297,9 @@ class Run:
         plan_path, ranks_path = self.folder / "plan.json", self.folder / "ranks.json"
         if plan_path.exists() and ranks_path.exists():
             return PruningPlan.load(plan_path), RankPlan.load(ranks_path)
-        plan, ranks = plan_from_settings(self.settings, self.measure())
+        plan, ranks = self.decide()
+        if self.latency is not None:
+            self.latency.save(self.folder / "latency.json")
         ranks.save(ranks_path)
         plan.save(plan_path)
         return plan, ranks
@@ -205,7 +310,7 @@ class Run:
         if trained.exists() and (self.folder / "training.json").exists():
             return
         plan, ranks = self.plan() if self.method == "prune-lora" else (None, None)
-        base = self.load_base()
+        base = self.load_adapted_base()
         model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
         trainable = count_trainable(model)
         checkpoints = self.folder / "checkpoints"
@@ -234,7 +339,7 @@ class Run:
         path = self.folder / "merged"
         if not path.exists():
             save_pruned(merge(self._load_adapted()), path, tokenizer=self.tokenizer)
-        return load_pruned(path).to("cuda" if torch.cuda.is_available() else "cpu")
+        return load_pruned(path).to(_device())
 
     def evaluate(self, *, compare: bool = True) -> Result:
         """Measure the merged model, as it loads from disk, on the validation sets; writes result.json.
@@ -246,6 +351,7 @@ class Run:
             return Result.load(path)
         model, dense = self.merge(), self.load_base().model
         training = read_json(self.folder / "training.json", kind=TRAINING)
+        batch, length = self._compared_shape()
         quality = {
             name: self._measure_quality(model, self.features(examples), examples)
             for name, examples in self.data.validation.items()
@@ -267,12 +373,12 @@ class Run:
             },
             quality=quality,
             cost={
-                **count_costs(model, dense, length=self._typical_length()),
-                **(compare_inference(model, dense, batch=32, length=self._typical_length()) if compare else {}),
+                **count_costs(model, dense, length=length),
+                **(compare_inference(model, dense, batch=batch, length=length) if compare else {}),
                 "trainable_parameters": training["trainable_parameters"],
             },
             history=tuple(training["history"]),
-            pruning=self._describe_pruning() if self.method == "prune-lora" else None,
+            pruning=self._describe_pruning(length) if self.method == "prune-lora" else None,
             notes=_warn(quality),
             command=self.command,
             versions=versions(),
@@ -289,10 +395,14 @@ class Run:
         write_report(self.evaluate(), path)
         return path
 
+    def _scored_batches(self) -> LengthSortedBatches:
+        sample = sample_examples(self.data.train, self.settings.examples, self.settings.seed)
+        return LengthSortedBatches(self.features(sample), make_collator(self.tokenizer))
+
     def _load_adapted(self) -> nn.Module:
         from peft import PeftModel
 
-        base, adapter = self.load_base().model, self.folder / "adapter"
+        base, adapter = self.load_adapted_base().model, self.folder / "adapter"
         try:
             with warnings.catch_warnings():
                 # PEFT only warns, and leaves such weights as they start.
@@ -330,6 +440,16 @@ class Run:
             cast(Any, model).save_pretrained(str(aside), save_embedding_layers=False)
             self.tokenizer.save_pretrained(str(aside))
 
+    def _compared_shape(self) -> tuple[int, int]:
+        """Batch and length at which cost is compared: those of the budget, or else the task's own length."""
+        rule: Mapping[str, Any] = {}
+        if self.method == "prune-lora":
+            rule = self.plan()[0].origin.get("rule") or {}
+        if "keep_latency" in rule and (self.folder / "latency.json").exists():
+            table = LatencyTable.load(self.folder / "latency.json")
+            return table.batch, table.length
+        return COMPARED_BATCH, rule.get("length") or self._typical_length()
+
     def _typical_length(self) -> int:
         """Median length of the training examples in tokens, rounded up to a multiple of 8."""
         sample = sample_examples(self.data.train, 512, self.settings.seed)
@@ -345,15 +465,58 @@ class Run:
             "fingerprint": identity.fingerprint,
         }
 
-    def _describe_pruning(self) -> dict[str, Any]:
+    def _describe_pruning(self, length: int) -> dict[str, Any]:
         scores, (plan, ranks) = self.measure(), self.plan()
+        rule = dict(plan.origin.get("rule") or {})
+        predicted_time = rule.pop("predicted", None)
         return {
-            "importance": [block.tolist() for block in scores.normalized(cast(Any, self.settings.normalization))],
+            "importance": _importance_by_head(scores, self.settings.normalization or "block"),
             "kept_heads": [list(kept) for kept in plan.kept_heads],
             "dense_heads": list(plan.model.heads),
+            "neurons_kept": [len(kept) for kept in plan.kept_neurons],
+            "dense_neurons": list(plan.model.neurons),
+            "beside": _heads_beside_neurons(plan.model),
             "ranks": list(ranks.ranks),
-            "rank_roles": list(ranks.roles),
+            "feed_forward_ranks": list(ranks.feed_forward_ranks),
+            "rank_roles": _roles_there(plan.model, ranks.roles),
+            "rule": rule,
+            "predicted": {
+                "parameters": plan.parameters,
+                **({} if plan.macs is None else {"macs": plan.count_macs(length)}),
+                **({} if predicted_time is None else {"latency_ratio": predicted_time}),
+            },
+            "reconstruct": plan.reconstruct,
         }
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _importance_by_head(scores: ImportanceScores, normalization: str) -> list[list[float | None]]:
+    """Normalised, by attention and by the heads' number in the dense model; None for those that are gone already."""
+    if not scores.heads:
+        return []
+    rows = scores.normalized(cast(Any, normalization))
+    known = [dict(zip(kept, row.tolist(), strict=True)) for kept, row in zip(scores.kept_heads, rows, strict=True)]
+    return [[row.get(head) for head in range(heads)] for row, heads in zip(known, scores.model.heads, strict=True)]
+
+
+def _roles_there(model: ModelIdentity, roles: Sequence[str]) -> list[str]:
+    """Those roles that the model has; "all-linear" names those of all families."""
+    there = {
+        role
+        for site in model.all_sites
+        for role in (site.output_role, *(role for projection in site.projections for role in projection.roles))
+    }
+    return [role for role in roles if role in there]
+
+
+def _heads_beside_neurons(model: ModelIdentity) -> list[int]:
+    """For every feed-forward the number of the attention before it in its block."""
+    blocks, attentions = model.blocks_of_sites, len(model.sites)
+    last = {block: site for site, block in enumerate(blocks[:attentions])}
+    return [last[block] for block in blocks[attentions:]]
 
 
 def _adjust_recipe(settings: Settings) -> Recipe:

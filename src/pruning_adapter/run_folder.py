@@ -5,17 +5,23 @@ from pathlib import Path
 
 from pruning_adapter.errors import CheckpointError, OutputError
 
-__all__ = ["STEPS", "check_folder", "check_step", "remove_steps"]
+__all__ = ["BESIDE", "STEPS", "check_folder", "check_needs", "check_step", "remove_steps"]
 
 STEPS = {
     "importance": ("importance.json",),
     "plan": ("plan.json", "ranks.json"),
-    "train": ("training.json", "adapter", "checkpoints"),
+    "train": ("training.json", "adapter"),
     "merge": ("merged",),
     "evaluate": ("result.json",),
     "report": ("report.html",),
 }
 """What each step writes, in their order."""
+BESIDE = {
+    "importance": ("sweep.json", "sweep.png"),
+    "plan": ("latency.json",),
+    "train": ("base", "checkpoints"),
+}
+"""What came of a step on the way: it goes when the step is done anew, and keeps no step from being done."""
 NEEDS = {
     "plan": ("importance.json", "importance"),
     "train": ("plan.json", "plan"),
@@ -49,21 +55,30 @@ def check_step(folder: Path, step: str, *, method: str, overwrite: bool) -> None
     """
     if step == "merge" and method == "full":
         raise CheckpointError(f'By the method "full", training itself writes {folder / "merged"}; nothing is to merge.')
+    if not (step == "train" and method != "prune-lora"):
+        check_needs(folder, step)
+    there = [path for name in STEPS[step] if (path := folder / name).exists()]
+    if there and not overwrite:
+        raise OutputError(f"{there[0]} exists already; replace it, and what followed from it, with --overwrite.")
+
+
+def check_needs(folder: Path, step: str) -> None:
+    """Make sure that a step finds what it reads.
+
+    Raises:
+        CheckpointError: an earlier step is missing.
+    """
     needed, earlier = NEEDS.get(step, ("", ""))
-    if needed and not (step == "train" and method != "prune-lora") and not (folder / needed).exists():
+    if needed and not (folder / needed).exists():
         raise CheckpointError(
             f"{folder} has no {needed}. Run `pruning-adapter {earlier}` first, or `pruning-adapter run` for all steps."
         )
-    # Checkpoints alone are an interrupted training, which goes on.
-    there = [path for name in STEPS[step] if name != "checkpoints" and (path := folder / name).exists()]
-    if there and not overwrite:
-        raise OutputError(f"{there[0]} exists already; replace it, and what followed from it, with --overwrite.")
 
 
 def remove_steps(folder: Path, first: str) -> None:
     """Remove what the step `first` and all later ones wrote. Other files in the folder are the user's."""
     steps = list(STEPS)
-    for name in [name for step in steps[steps.index(first) :] for name in STEPS[step]]:
+    for name in [name for step in steps[steps.index(first) :] for name in (*STEPS[step], *BESIDE.get(step, ()))]:
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)

@@ -3,16 +3,24 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
+from pruning_adapter.architectures.spec import Kind
 from pruning_adapter.errors import CheckpointError, DataError, OutputError, PlanError, TrainingError
 from pruning_adapter.storage import read_json, write_json
 
-__all__ = ["Scorer", "Settings"]
+__all__ = ["BUDGETS", "RULES", "Scorer", "Settings"]
 
 KIND = "pruning-adapter settings"
 Scorer = Literal["gradient", "random", "magnitude", "reversed"]
-RULES = ("preset", "keep_heads", "keep_ratio", "threshold")
+BUDGETS = ("keep_params", "keep_macs", "keep_bytes", "keep_latency")
+"""Rules that weigh heads and neurons against each other."""
+RULES = ("preset", "keep_heads", "keep_ratio", "threshold", *BUDGETS)
+UNITS: Mapping[str, tuple[Kind, ...]] = {"heads": ("heads",), "neurons": ("neurons",), "both": ("heads", "neurons")}
+DECIDED_BY_PRESET = (
+    *("allow_empty_blocks", "normalization", "multiple_of", "grouping", "reconstruct", "target"),
+    *("top_blocks", "high_rank", "low_rank", "rank_budget"),
+)
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
@@ -24,6 +32,11 @@ _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
     "seed": (TrainingError, lambda value: 0 <= value < 2**32, f"in 0 to {2**32 - 1}"),
     "keep_heads": (PlanError, lambda value: value >= 1, "1 or more"),
     "keep_ratio": (PlanError, lambda value: 0 < value <= 1, "the share of heads that stay, in (0, 1]"),
+    "keep_params": (PlanError, lambda value: 0 < value <= 1, "the share of parameters that may stay, in (0, 1]"),
+    "keep_macs": (PlanError, lambda value: 0 < value <= 1, "the share of multiply-accumulates, in (0, 1]"),
+    "keep_latency": (PlanError, lambda value: 0 < value <= 1, "the share of the dense model's time, in (0, 1]"),
+    "length": (PlanError, lambda value: value >= 1, "a number of tokens from 1"),
+    "multiple_of": (PlanError, lambda value: value >= 1, "1 or more"),
     "threshold": (PlanError, lambda value: 0 <= value <= 1, "a normalised importance, in [0, 1]"),
     "top_blocks": (PlanError, lambda value: value >= 0, "0 or more"),
     "high_rank": (PlanError, lambda value: value >= 1, "1 or more"),
@@ -57,15 +70,37 @@ class Settings:
     """In place of the recipe's."""
     seed: int = 0
     scorer: Scorer = "gradient"
+    units: str | None = None
+    """What is scored and may go: "heads", "neurons" or "both"; None: both under a budget, else heads."""
+    order: str = "first"
     reduction: str = "example"
     examples: int = 256
     """How many training examples the importance is measured on."""
-    normalization: str = "block"
+    normalization: str | None = None
+    """None: per block, but under a budget the scores as they are."""
     preset: str | None = None
     keep_heads: int | None = None
     keep_ratio: float | None = None
     threshold: float | None = None
+    keep_params: float | None = None
+    keep_macs: float | None = None
+    keep_bytes: str | None = None
+    """Bytes, or text such as "60MB"."""
+    keep_latency: float | None = None
+    length: int = 128
+    """Tokens at which `keep_macs` counts and `keep_latency` measures."""
+    dtype: str = "float32"
+    """What `keep_bytes` takes the weights to be stored as."""
+    latency_table: str | None = None
+    """A saved latency table; without one, `keep_latency` measures."""
+    multiple_of: int | None = None
+    """Feed-forward widths are multiples of it; None: 1, or under `keep_latency` what was measured to be best."""
+    grouping: str | None = None
     allow_empty_blocks: bool = False
+    reconstruct: str = "none"
+    """How the kept weights are corrected, on the examples that were scored, for what is gone."""
+    target: str = "attention"
+    """Which linear maps LoRA trains."""
     top_blocks: int | None = None
     """Blocks that get the high rank; by default a third of them, as in the paper."""
     high_rank: int = 8
@@ -93,12 +128,22 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and holds(value)):
                 raise error(f"{name} is {value}; it must be {rule}.")
-        if self.preset is not None:
-            decided = ("allow_empty_blocks", "normalization", "top_blocks", "high_rank", "low_rank", "rank_budget")
+        self._check_plan(rules[0] if rules else None)
+
+    def _check_plan(self, rule: str | None) -> None:
+        if rule == "preset":
             unset = Settings()
-            for name in decided:
+            for name in DECIDED_BY_PRESET:
                 if getattr(self, name) != getattr(unset, name):
                     raise PlanError(f"The preset {self.preset!r} decides {name}; leave out one of the two.")
+        if rule in ("preset", "keep_heads") and self.units == "neurons":
+            raise PlanError(f"{rule} prunes heads, but units is 'neurons'; use another rule, or units heads or both.")
+        if rule == "keep_bytes":
+            from pruning_adapter.planning.budget import parse_bytes
+
+            parse_bytes(cast(str, self.keep_bytes))
+        if self.latency_table is not None and rule != "keep_latency":
+            raise PlanError("latency_table was given without keep_latency, the rule that reads it; give both.")
         if self.rank_budget is None and self.low_rank > self.high_rank:
             raise PlanError(f"low_rank is {self.low_rank}; it must not be above high_rank, {self.high_rank}.")
 
@@ -121,23 +166,41 @@ class Settings:
 
     def _check_names(self) -> None:
         # Some of these bring torch, which settings themselves can do without.
-        from pruning_adapter.importance.estimate import Reduction
+        from pruning_adapter.importance.estimate import Order, Reduction
         from pruning_adapter.importance.normalize import Scope
+        from pruning_adapter.planning.budget import BYTES_PER_NUMBER
+        from pruning_adapter.planning.items import Grouping
         from pruning_adapter.planning.presets import find_preset
+        from pruning_adapter.planning.pruning_plan import Reconstruction
+        from pruning_adapter.planning.rank_plan import TARGETS
         from pruning_adapter.training.recipes import METHODS, find_recipe
 
         for name, known in (
             ("scorer", get_args(Scorer)),
+            ("units", (None, *UNITS)),
+            ("order", get_args(Order)),
             ("reduction", get_args(Reduction)),
-            ("normalization", get_args(Scope)),
+            ("normalization", (None, *get_args(Scope))),
+            ("dtype", tuple(BYTES_PER_NUMBER)),
+            ("grouping", (None, *get_args(Grouping))),
+            ("reconstruct", get_args(Reconstruction)),
+            ("target", tuple(TARGETS)),
             ("method", METHODS),
         ):
             if getattr(self, name) not in known:
                 value = getattr(self, name)
-                raise PlanError(f"{name.capitalize()} {value!r} is unknown; use one of {', '.join(known)}.")
+                raise PlanError(
+                    f"{name.capitalize()} {value!r} is unknown; use one of {', '.join(filter(None, known))}."
+                )
         find_recipe(self.recipe)
         if self.preset is not None:
             find_preset(self.preset)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What is scored and may go."""
+        budget = any(getattr(self, name) is not None for name in BUDGETS)
+        return UNITS[self.units or ("both" if budget else "heads")]
 
     @property
     def model_id(self) -> str:
@@ -174,7 +237,8 @@ class Settings:
         """As `changed`; a pruning rule in `given` replaces another that was set earlier."""
         base = self
         if any(given.get(name) is not None for name in RULES):
-            base = replace(self, **dict.fromkeys(RULES))
+            # The table belongs to a rule, too.
+            base = replace(self, **dict.fromkeys((*RULES, "latency_table")))
         return base.changed(given)
 
     def check_same(self, other: "Settings", path: Path) -> None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning_adapter.architectures.unit_index import columns_of_units, kept_groups, rows_of_units
 from pruning_adapter.architectures.spec import Fusion
+from pruning_adapter.architectures.unit_index import columns_of_units, kept_groups, rows_of_units
 from pruning_adapter.errors import PlanError
 
 QKV = ("query", "key", "value")

@@ -19,7 +19,7 @@ from pruning_adapter.importance import (
 from pruning_adapter.importance.normalize import Scope
 from pruning_adapter.planning import plan_pruning
 from pruning_adapter.surgery import prune_
-from tiny import FAMILIES, make_model
+from tiny import make_model
 
 torch.set_num_threads(1)
 HEAD = 8  # width of a head of the tiny models
@@ -81,7 +81,7 @@ def test_magnitude_reads_the_heads_own_rows_and_columns_and_no_others() -> None:
     assert torch.equal(after.heads[1], before.heads[1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert", "gpt2"])
 def test_on_a_pruned_model_controls_score_the_heads_that_are_left(family: str) -> None:
     model = make_model(family)
     dense = magnitude_importance(model)

@@ -17,7 +17,7 @@ from pruning_adapter.architectures.identity import count_parameters, identify
 from pruning_adapter.errors import CheckpointError, PlanError, PruningAdapterError
 from pruning_adapter.planning import PruningPlan
 from pruning_adapter.surgery import prune_
-from tiny import FAMILIES, make_model
+from tiny import make_model
 
 torch.set_num_threads(1)
 PROJECTIONS = tuple(ProjectionShape(roles=(role,), in_features=6, bias=True) for role in ("query", "key", "value"))
@@ -82,7 +82,7 @@ def test_grouped_parameters_by_hand() -> None:
         PruningPlan(model=grouped, kept_heads=((0, 1, 2),), dense_parameters=2000)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["bert", "distilbert", "modernbert", "gpt2"])
 def test_predicted_parameters_are_those_that_are_left(family: str) -> None:
     model = make_model(family)
     plan = PruningPlan.from_pruned_heads(

@@ -29,9 +29,7 @@ def make_scores(*blocks: Sequence[float]) -> ImportanceScores:
     projections = tuple(
         ProjectionShape(roles=(role,), in_features=HIDDEN, bias=True) for role in ("query", "key", "value")
     )
-    site = SiteShape(
-        units=HEADS, groups=HEADS, unit_size=HEAD_SIZE, projections=projections, out_features=HIDDEN
-    )
+    site = SiteShape(units=HEADS, groups=HEADS, unit_size=HEAD_SIZE, projections=projections, out_features=HIDDEN)
     return ImportanceScores(
         heads=tuple(torch.tensor(block, dtype=torch.float64) for block in blocks),
         kept_heads=(tuple(range(HEADS)),) * len(blocks),

@@ -31,7 +31,7 @@ register(
                 built_by=("transformers.models.modernbert.modeling_modernbert", "ModernBertEncoderLayer"),
             ),
         ),
-        norms=("norm",),
+        norms=("attn_norm", "mlp_norm", "final_norm", "embeddings.norm"),
         heads=("head",),
         examples=("answerdotai/ModernBERT-base",),
     )

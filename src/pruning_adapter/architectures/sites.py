@@ -112,16 +112,14 @@ class Site:
                 )
         return shape
 
-
     def _shared_parameters(self) -> int:
         if not isinstance(self.spec, AttentionSpec):
             return 0
         core, spec = self.block.get_submodule(self.spec.core), self.spec
         apart = [self.module(projection.path) for projection in self.projections]
         apart.append(self.module(spec.output))
-        for name in (spec.closing_norm, spec.position_bias and spec.position_bias.owner):
-            if name is not None and isinstance(getattr(core, name, None), nn.Module):
-                apart.append(getattr(core, name))
+        live_on = (spec.closing_norm, spec.position_bias and spec.position_bias.owner)
+        apart += [child for name, child in core.named_children() if name in live_on]
         elsewhere = {id(parameter) for module in apart for parameter in module.parameters()}
         return sum(p.numel() for n, p in core.named_parameters() if id(p) not in elsewhere and "lora_" not in n)
 

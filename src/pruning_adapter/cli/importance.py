@@ -1,4 +1,4 @@
-"""`pruning-adapter importance`: how much each head matters."""
+"""`pruning-adapter importance`: how much each head and neuron matters."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,16 +22,18 @@ def importance(
     label_column: o.LabelColumn = None,
     train_rows: o.TrainRows = None,
     scorer: o.ScorerName = None,
+    units: o.Units = None,
+    order: o.Order = None,
     reduction: o.Reduction = None,
     examples: o.Examples = None,
     seed: o.Seed = None,
     output_dir: o.OutputDir = Path("run"),
-    figure: Annotated[Path | None, typer.Option(help="Also draw the map, as PNG or SVG.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also draw it, as PNG or SVG.")] = None,
     overwrite: o.Overwrite = False,
     threads: o.Threads = None,
     verbose: o.Verbose = False,
 ) -> None:
-    """Measure how much each head matters for a task; writes importance.json."""
+    """Measure how much each head and neuron matters for a task; writes importance.json."""
     given = {
         name: value
         for name, value in locals().items()
@@ -43,4 +45,6 @@ def importance(
     scores = open_run(output_dir, given, step="importance", overwrite=overwrite).measure()
     show.value("Importance", scores)
     if figure is not None:
-        scores.draw(figure)
+        for kind in scores.kinds:
+            # Of two figures the second is named after what it shows.
+            scores.draw(figure if kind == scores.kinds[0] else figure.with_stem(f"{figure.stem}-{kind}"), kind=kind)

@@ -11,25 +11,37 @@ __all__ = [
     "Bf16",
     "DataDir",
     "Demo",
+    "Dtype",
     "Epochs",
     "Examples",
+    "Grouping",
     "HighRank",
+    "KeepBytes",
     "KeepHeads",
+    "KeepLatency",
+    "KeepMacs",
+    "KeepParams",
     "KeepRatio",
     "LabelColumn",
+    "LatencyTable",
     "LearningRate",
+    "Length",
     "LowRank",
     "MethodName",
     "ModelName",
+    "MultipleOf",
     "Normalization",
+    "Order",
     "OutputDir",
     "Overwrite",
     "Preset",
     "RankBudget",
     "RecipeName",
+    "Reconstruct",
     "Reduction",
     "ScorerName",
     "Seed",
+    "Target",
     "Task",
     "TextColumns",
     "Threads",
@@ -37,6 +49,7 @@ __all__ = [
     "TopBlocks",
     "TrainFile",
     "TrainRows",
+    "Units",
     "ValidationFile",
     "Verbose",
 ]
@@ -65,6 +78,18 @@ ScorerName = Annotated[
     str | None,
     typer.Option("--scorer", help="gradient, random, magnitude or reversed. [gradient]", rich_help_panel=_SCORES),
 ]
+Units = Annotated[
+    str | None,
+    typer.Option(
+        "--units",
+        help="What may go: heads, neurons or both. [both under a budget, else heads]",
+        rich_help_panel=_SCORES,
+    ),
+]
+Order = Annotated[
+    str | None,
+    typer.Option("--order", help="first (absolute gradient) or second (squared). [first]", rich_help_panel=_SCORES),
+]
 Reduction = Annotated[
     str | None, typer.Option(help="example, batch, token or bertology. [example]", rich_help_panel=_SCORES)
 ]
@@ -75,18 +100,53 @@ Preset = Annotated[
 ]
 KeepHeads = Annotated[int | None, typer.Option(help="How many heads stay.", rich_help_panel=_PLAN)]
 KeepRatio = Annotated[
-    float | None, typer.Option(help="Share of heads that stay, in (0, 1]. [0.7]", rich_help_panel=_PLAN)
+    float | None, typer.Option(help="Share of units that stay, in (0, 1]. [0.7]", rich_help_panel=_PLAN)
 ]
 Threshold = Annotated[
-    float | None, typer.Option(help="Heads of lower normalised importance go.", rich_help_panel=_PLAN)
+    float | None, typer.Option(help="Units of lower normalised importance go.", rich_help_panel=_PLAN)
+]
+KeepParams = Annotated[
+    float | None, typer.Option(help="Budget: share of all parameters, in (0, 1].", rich_help_panel=_PLAN)
+]
+KeepMacs = Annotated[
+    float | None, typer.Option(help="Budget: share of multiply-accumulates, in (0, 1].", rich_help_panel=_PLAN)
+]
+KeepBytes = Annotated[
+    str | None, typer.Option(help="Budget: size of the weights, such as 60MB.", rich_help_panel=_PLAN)
+]
+KeepLatency = Annotated[
+    float | None,
+    typer.Option(help="Budget: share of the time, in (0, 1]; measured here first.", rich_help_panel=_PLAN),
+]
+Length = Annotated[
+    int | None, typer.Option(help="Tokens at which --keep-macs and --keep-latency hold. [128]", rich_help_panel=_PLAN)
+]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights, for --keep-bytes. [float32]", rich_help_panel=_PLAN)]
+LatencyTable = Annotated[
+    Path | None, typer.Option(help="A saved table for --keep-latency, instead of measuring.", rich_help_panel=_PLAN)
+]
+MultipleOf = Annotated[
+    int | None, typer.Option(help="Feed-forward widths are multiples of it. [1, or as measured]", rich_help_panel=_PLAN)
+]
+Grouping = Annotated[
+    str | None,
+    typer.Option(
+        help="Under grouped-query attention, whole groups go, or heads even from all. [whole]", rich_help_panel=_PLAN
+    ),
 ]
 Normalization = Annotated[
-    str | None, typer.Option(help="Compare heads per block or over the model. [block]", rich_help_panel=_PLAN)
+    str | None,
+    typer.Option(help="Compare units per block or over the model. [block; none for budgets]", rich_help_panel=_PLAN),
 ]
 AllowEmptyBlocks = Annotated[
     bool | None,
-    typer.Option("--allow-empty-blocks", help="A block may lose all its heads.", rich_help_panel=_PLAN),
+    typer.Option("--allow-empty-blocks", help="A block may lose all its heads or neurons.", rich_help_panel=_PLAN),
 ]
+Reconstruct = Annotated[
+    str | None,
+    typer.Option(help="Correct what stays for what goes: none, bias or lstsq. [none]", rich_help_panel=_PLAN),
+]
+Target = Annotated[str | None, typer.Option(help="LoRA on attention or all-linear. [attention]", rich_help_panel=_PLAN)]
 TopBlocks = Annotated[int | None, typer.Option(help="Blocks of high rank. [a third]", rich_help_panel=_PLAN)]
 HighRank = Annotated[int | None, typer.Option(help="Rank of the most important blocks. [8]", rich_help_panel=_PLAN)]
 LowRank = Annotated[int | None, typer.Option(help="Rank of the other blocks. [4]", rich_help_panel=_PLAN)]

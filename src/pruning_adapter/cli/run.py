@@ -22,14 +22,27 @@ def run(
     label_column: o.LabelColumn = None,
     train_rows: o.TrainRows = None,
     scorer: o.ScorerName = None,
+    units: o.Units = None,
+    order: o.Order = None,
     reduction: o.Reduction = None,
     examples: o.Examples = None,
     preset: o.Preset = None,
     keep_heads: o.KeepHeads = None,
     keep_ratio: o.KeepRatio = None,
     threshold: o.Threshold = None,
+    keep_params: o.KeepParams = None,
+    keep_macs: o.KeepMacs = None,
+    keep_bytes: o.KeepBytes = None,
+    keep_latency: o.KeepLatency = None,
+    length: o.Length = None,
+    dtype: o.Dtype = None,
+    latency_table: o.LatencyTable = None,
+    multiple_of: o.MultipleOf = None,
+    grouping: o.Grouping = None,
     normalization: o.Normalization = None,
     allow_empty_blocks: o.AllowEmptyBlocks = None,
+    reconstruct: o.Reconstruct = None,
+    target: o.Target = None,
     top_blocks: o.TopBlocks = None,
     high_rank: o.HighRank = None,
     low_rank: o.LowRank = None,
@@ -54,6 +67,8 @@ def run(
         pruning-adapter run --demo
 
         pruning-adapter run --model google-bert/bert-base-uncased --task rte --keep-ratio 0.7
+
+        pruning-adapter run --model google-bert/bert-base-uncased --task rte --keep-macs 0.5 --reconstruct lstsq
 
         pruning-adapter run --model ./encoder --train-file train.csv --validation-file dev.csv
         --text-columns question,answer --label-column label

@@ -14,7 +14,7 @@ from pruning_adapter.errors import CheckpointError
 if TYPE_CHECKING:
     from pruning_adapter.pipeline import Run
 
-__all__ = ["begin_run", "open_run", "prepare_libraries"]
+__all__ = ["begin_run", "open_run", "prepare_libraries", "read_run"]
 
 
 def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
@@ -53,6 +53,7 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
     else:
         # An old run is taken away only for one that can begin.
         work.check_inputs("importance")
+        work.check_rule()
     if not resume:
         remove_steps(folder, "importance")
     settings.save(path)
@@ -81,6 +82,16 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
     if overwrite:
         remove_steps(folder, step)
     return work
+
+
+def read_run(folder: Path, given: Mapping[str, Any]) -> "Run":
+    """The run in `folder`, with the options that are given in place of its own; nothing of it changes."""
+    from pruning_adapter.pipeline import Run
+    from pruning_adapter.run_folder import check_needs
+    from pruning_adapter.settings import Settings
+
+    check_needs(folder, "plan")
+    return Run(Settings.load(folder / "settings.json").with_rule(_plain(given)), folder)
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:

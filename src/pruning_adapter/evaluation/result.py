@@ -46,7 +46,7 @@ class Result:
     method: str
     """"full", "lora" or "prune-lora"."""
     scorer: str | None
-    """Which importance chose the heads: "gradient", "random", "magnitude" or "reversed"; None without pruning."""
+    """Which importance chose the units: "gradient", "random", "magnitude" or "reversed"; None without pruning."""
     seed: int
     recipe: Mapping[str, Any]
     quality: Mapping[str, Quality]
@@ -57,7 +57,15 @@ class Result:
     history: tuple[Mapping[str, float], ...]
     """What the Trainer logged: step, epoch, and loss, learning_rate or eval_<metric>."""
     pruning: Mapping[str, Any] | None = None
-    """importance (normalised scores in [0, 1], blocks x heads), kept_heads, ranks, rank_roles; None without pruning."""
+    """What went, and by which plan; None without pruning:
+
+    * importance: normalised scores in [0, 1], attentions x heads, None for heads that were gone before; empty if only
+      neurons were scored. kept_heads and dense_heads, per attention.
+    * neurons_kept and dense_neurons: how many, per feed-forward; beside: the number of the attention in its block.
+    * ranks, feed_forward_ranks and rank_roles.
+    * rule: the rule or budget, such as {"keep_macs": 0.5, "length": 128}; reconstruct: how kept weights were corrected.
+    * predicted: parameters, macs at the length of `cost`, and latency_ratio by that rule, as the plan told in advance.
+    """
     notes: tuple[str, ...] = ()
     """Warnings a reader must see, such as a run that ended at the majority class."""
     command: str = ""

@@ -1,9 +1,10 @@
-"""The block x head map of importance, Figure 1 of the paper, as PNG or SVG."""
+"""Importance as a picture, PNG or SVG: the block x head map of the paper's Figure 1, and profiles of neurons."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,16 @@ from pruning_adapter.storage import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
 
-__all__ = ["draw_importance"]
+__all__ = ["draw_importance", "draw_profiles", "figure_file"]
 
 # Empty metadata keeps the bytes the same from day to day.
 METADATA: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
 MAX_TICKS = 16
+QUANTILES = 100
+"""Columns of a profile; a feed-forward has thousands of neurons."""
 
 
 def draw_importance(
@@ -36,17 +41,66 @@ def draw_importance(
         ImportanceError: there are no heads to draw, or `kept` is not about the same blocks and heads.
         OutputError: `path` ends in neither .png nor .svg, matplotlib is missing, or the file cannot be written.
     """
+    heads = max((len(row) for row in rows), default=0)
+    if not heads:
+        raise ImportanceError("There is no head to draw: the importance has no block with a head.")
+    if kept is not None:
+        _check_kept(rows, kept)
+    cell = min(0.36, 9 / max(heads, len(rows)))  # inches; a large model stays within one page
+    size = (max(heads * cell, 2.0) + 1.9, max(len(rows) * cell, 2.0) + (1.2 if title else 0.9))
+    with figure_file(path, size=size, title=title) as figure:
+        axes = figure.add_subplot()
+        _fill(axes, rows, heads)
+        if kept is not None:
+            _cross_out(axes, rows, kept)
+
+
+def draw_profiles(rows: Sequence[Sequence[float]], path: str | Path, *, title: str = "") -> None:
+    """Draw the importance of neurons into `path`, a row a feed-forward: sorted, most important first, by quantile.
+
+    Values lie in [0, 1]. A feed-forward without neurons stays blank. The same arguments give the same bytes.
+
+    Raises:
+        ImportanceError: there are no neurons to draw.
+        OutputError: as `draw_importance`.
+    """
+    if not any(len(row) for row in rows):
+        raise ImportanceError("There is no neuron to draw: the importance has no feed-forward with a neuron.")
+    with figure_file(path, size=(6.4, max(min(0.3, 9 / len(rows)) * len(rows), 2.0) + 1.2), title=title) as figure:
+        from matplotlib.colors import PowerNorm
+
+        axes = figure.add_subplot()
+        profiles = [_profile(row) for row in rows]
+        # Few neurons hold most of the importance; its root shows what the others still have.
+        mesh = axes.pcolormesh(profiles, cmap="viridis", norm=PowerNorm(0.5, vmin=0, vmax=1), rasterized=True)
+        axes.invert_yaxis()
+        axes.set_xticks(range(0, QUANTILES + 1, 20), [f"{share}%" for share in range(0, QUANTILES + 1, 20)])
+        _number_blocks(axes, len(rows))
+        axes.set_xlabel("neurons of the block, most important first", fontsize=9)
+        _add_scale(mesh, axes, shrink=0.9)
+
+
+def _profile(row: Sequence[float]) -> list[float]:
+    """The value at the middle of every quantile, the highest first."""
+    ranked = sorted(row, reverse=True)
+    return [
+        ranked[int((column + 0.5) / QUANTILES * len(ranked))] if ranked else math.nan for column in range(QUANTILES)
+    ]
+
+
+@contextmanager
+def figure_file(path: str | Path, *, size: tuple[float, float], title: str = "") -> Generator[Figure]:
+    """An empty figure of `size` inches, written to `path` at the end. The same figure gives the same bytes.
+
+    Raises:
+        OutputError: `path` ends in neither .png nor .svg, matplotlib is missing, or the file cannot be written.
+    """
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in METADATA:
         raise OutputError(
             f"Cannot draw {target}: the figure is a .png or a .svg, and {suffix or 'no suffix'!r} is neither."
         )
-    heads = max((len(row) for row in rows), default=0)
-    if not heads:
-        raise ImportanceError("There is no head to draw: the importance has no block with a head.")
-    if kept is not None:
-        _check_kept(rows, kept)
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,19 +110,13 @@ def draw_importance(
         raise OutputError(
             f'Cannot draw {target}: matplotlib is not installed. Install it with: pip install "pruning-adapter[report]"'
         ) from error
-
-    cell = min(0.36, 9 / max(heads, len(rows)))  # inches; a large model stays within one page
-    size = (max(heads * cell, 2.0) + 1.9, max(len(rows) * cell, 2.0) + (1.2 if title else 0.9))
     # Identifiers inside an SVG are random unless salted, and the salt can be given in no other way.
     with matplotlib.rc_context({"svg.hashsalt": "pruning-adapter"}):
         figure = Figure(figsize=size, dpi=160, layout="constrained")
         canvas = FigureCanvasAgg(figure) if suffix == ".png" else FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        _fill(axes, rows, heads)
-        if kept is not None:
-            _cross_out(axes, rows, kept)
         if title:
             figure.suptitle(title, fontsize=11, wrap=True)
+        yield figure
         with replace_file(target) as aside:
             canvas.print_figure(str(aside), format=suffix[1:], metadata=METADATA[suffix])
 
@@ -91,14 +139,24 @@ def _fill(axes: Axes, rows: Sequence[Sequence[float]], heads: int) -> None:
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(FixedLocator([head + 0.5 for head in range(0, heads, _stride(heads))]))
-    axes.yaxis.set_major_locator(FixedLocator([block + 0.5 for block in range(0, len(rows), _stride(len(rows)))]))
     axes.xaxis.set_major_formatter(lambda place, _: f"{place - 0.5:.0f}")
+    _number_blocks(axes, len(rows))
+    axes.set_xlabel("head", fontsize=9)
+    _add_scale(mesh, axes, shrink=0.5 if len(rows) > 1.5 * heads else 0.9)
+
+
+def _number_blocks(axes: Axes, blocks: int) -> None:
+    from matplotlib.ticker import FixedLocator
+
+    axes.yaxis.set_major_locator(FixedLocator([block + 0.5 for block in range(0, blocks, _stride(blocks))]))
     axes.yaxis.set_major_formatter(lambda place, _: f"{place - 0.5:.0f}")
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("head", fontsize=9)
     axes.set_ylabel("block", fontsize=9)
-    bar = axes.figure.colorbar(mesh, ax=axes, shrink=0.5 if len(rows) > 1.5 * heads else 0.9, aspect=24)
+
+
+def _add_scale(mesh: ScalarMappable, axes: Axes, *, shrink: float) -> None:
+    bar = axes.figure.colorbar(mesh, ax=axes, shrink=shrink, aspect=24)
     bar.set_label("normalised importance", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

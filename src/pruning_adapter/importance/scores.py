@@ -132,17 +132,26 @@ class ImportanceScores:
             lines.append(f"{block:5}{len(scores):9}{total / whole:14.1%}{held:22.1%}")
         return lines
 
-    def draw(self, path: str | Path, *, scope: Scope = "block") -> None:
-        """Draw the block x head map of the paper's Figure 1, as PNG or SVG by the suffix of `path`.
+    def draw(self, path: str | Path, *, kind: Kind = "heads", scope: Scope = "block") -> None:
+        """Draw the scores of one kind of unit, normalised over `scope`, as PNG or SVG by the suffix of `path`.
+
+        Of heads, the block x head map of the paper's Figure 1; of neurons, the sorted profile of every feed-forward.
 
         Raises:
+            ImportanceError: that kind was not scored.
             OutputError: another suffix, or the file cannot be written.
         """
-        from pruning_adapter.importance.figure import draw_importance
+        from pruning_adapter.importance.figure import draw_importance, draw_profiles
 
+        if kind not in self.kinds:
+            raise ImportanceError(f"There are no scores of {kind} to draw, only of {' and '.join(self.kinds)}.")
+        values = self.normalized(scope, kind)
+        if kind == "neurons":
+            draw_profiles([scores.tolist() for scores in values], path, title=self.task or "")
+            return
         rows = [
             [dict(zip(kept, scores.tolist(), strict=True)).get(head, math.nan) for head in range(site.units)]
-            for kept, scores, site in zip(self.kept_heads, self.normalized(scope), self.model.sites, strict=True)
+            for kept, scores, site in zip(self.kept_heads, values, self.model.sites, strict=True)
         ]
         draw_importance(rows, path, title=self.task or "")
 

@@ -31,10 +31,14 @@ __all__ = ["write_report"]
 
 METHODS = {"full": "full fine-tuning", "lora": "LoRA", "prune-lora": "Prune-LoRA"}
 SCORERS = {
-    "gradient": "chosen by how strongly the loss reacts to each head",
+    "gradient": "chosen by how strongly the loss reacts to each one",
     "magnitude": "chosen by the size of their weights",
     "random": "chosen at random",
     "reversed": "chosen in reverse, the most important first",
+}
+CORRECTIONS = {
+    "bias": "The biases behind the pruned parts were corrected for what is gone, on the examples that were scored",
+    "lstsq": "The kept weights were corrected for what is gone, by least squares on the examples that were scored",
 }
 # Every tenth of viridis, which is perceptually uniform and safe for colour-blind readers.
 VIRIDIS = (
@@ -80,6 +84,7 @@ def _page(result: Result) -> dict[str, Any]:
         "headline": None if name is None or primary is None else _headline(name, primary),
         "tiles": _tiles(result.cost),
         "map": None if result.pruning is None else _head_map(result.pruning, result.scorer),
+        "planned": None if result.pruning is None else _planned(result.pruning, result.cost),
         "gradient": ", ".join(VIRIDIS),
         "charts": make_charts(result),
         "quality": [_quality_rows(each, quality) for each, quality in result.quality.items()],
@@ -122,7 +127,8 @@ def _model_name(identity: str) -> str:
 def _facts(result: Result, task: Mapping[str, Any]) -> list[str]:
     facts = [METHODS.get(result.method, result.method)]
     if result.pruning is not None and result.scorer is not None:
-        facts.append(f"heads {SCORERS.get(result.scorer, f'chosen by {result.scorer}')}")
+        what = _pruned_kinds(result.pruning)
+        facts.append(f"{what} {SCORERS.get(result.scorer, f'chosen by {result.scorer}')}")
     if isinstance(task.get("train_examples"), int):
         facts.append(f"{show_grouped(task['train_examples'])} training examples")
     return [*facts, f"seed {result.seed}"]
@@ -233,6 +239,55 @@ def _ratio_tile(label: str, what: str, ratio: Any, shape: str | None) -> list[_T
     return [_Tile(label=f"{label} vs dense", value=show_times(median), lines=tuple(lines))]
 
 
+# --- the plan -------------------------------------------------------------------------------------------------------
+
+
+def _pruned_kinds(pruning: Mapping[str, Any]) -> str:
+    """ "heads", "neurons", or both; "heads" where nothing went."""
+    kept = cast("Sequence[Sequence[int]]", pruning.get("kept_heads") or ())
+    heads = sum(pruning.get("dense_heads") or ()) != sum(len(row) for row in kept)
+    neurons = sum(pruning.get("dense_neurons") or ()) != sum(pruning.get("neurons_kept") or ())
+    return "heads and neurons" if heads and neurons else "neurons" if neurons else "heads"
+
+
+def _say_rule(rule: Mapping[str, Any]) -> str | None:
+    """The rule that the plan was made by, as a sentence without its full stop; None if unknown."""
+    name, value = next(iter(rule.items()), ("", None))
+    share = as_number(value)
+    if name == "keep_bytes":
+        return f"Budget: weights of at most {value} as {rule.get('dtype')}"
+    if share is None:
+        return None
+    said = {
+        "keep_heads": f"Rule: {share:g} heads stay",
+        "keep_ratio": f"Rule: {show_percent(share)} of the units stay",
+        "threshold": f"Rule: units of a normalised importance below {share:g} go",
+        "keep_params": f"Budget: at most {show_percent(share)} of the parameters",
+        "keep_macs": f"Budget: at most {show_percent(share)} of the multiply-adds at {rule.get('length')} tokens",
+        "keep_latency": f"Budget: at most {show_percent(share)} of the time, as predicted before",
+    }
+    return said.get(name)
+
+
+def _planned(pruning: Mapping[str, Any], cost: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What the plan predicted beside what came out and what the dense model has: (what, predicted, found, dense)."""
+    predicted = cast("Mapping[str, Any]", pruning.get("predicted") or {})
+    rows: list[tuple[str, str, str, str]] = []
+    for label, name in (
+        ("parameters", "parameters"),
+        (f"multiply-adds at {cost.get('length')} tokens", "macs"),
+    ):
+        numbers = [as_number(value) for value in (predicted.get(name), cost.get(name), cost.get(f"dense_{name}"))]
+        if None not in numbers:
+            first, second, third = (show_grouped(int(cast(float, number))) for number in numbers)
+            rows.append((label, first, second, third))
+    time = as_number(predicted.get("latency_ratio"))
+    measured = as_number(cast("Mapping[str, Any]", cost.get("latency_ratio") or {}).get("median"))
+    if time is not None:
+        rows.append(("time", show_times(time), "" if measured is None else show_times(measured), show_times(1.0)))
+    return rows
+
+
 # --- the importance map ---------------------------------------------------------------------------------------------
 
 
@@ -248,56 +303,106 @@ class _Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Bar:
+    value: int
+    of: int
+    """What a full bar stands for."""
+
+    @property
+    def percent(self) -> int:
+        return round(100 * self.value / max(self.of, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Block:
     number: int
-    cells: tuple[_Cell, ...]
+    cells: tuple[_Cell | None, ...]
+    """None for a head that the scored model did not have."""
     missing: int
     kept: tuple[int, ...] | None
-    share: float | None
-    rank: int | None
-    rank_share: float
+    heads: _Bar | None
+    rank: _Bar | None
+    neurons: _Bar | None
+    neuron_rank: _Bar | None
 
 
 def _head_map(pruning: Mapping[str, Any], scorer: str | None) -> dict[str, Any] | None:
-    importance = cast("Sequence[Sequence[float]]", pruning.get("importance") or ())
+    importance = cast("Sequence[Sequence[float | None]]", pruning.get("importance") or ())
     kept = cast("Sequence[Sequence[int]] | None", pruning.get("kept_heads"))
     ranks = cast("Sequence[int]", pruning.get("ranks") or ())
+    dense = cast("Sequence[int]", pruning.get("dense_heads") or [len(row) for row in importance])
+    neurons = _read_neurons(pruning)
+    neuron_ranks = _read_neuron_ranks(pruning)
     width = max((len(row) for row in importance), default=0)
+    highest = max([*ranks, *(bar.value for bar in neuron_ranks.values()), 1])
     blocks: list[_Block] = []
     for number in range(max(len(importance), len(kept or ()), len(ranks))):
         row = importance[number] if number < len(importance) else ()
         stay = tuple(sorted(kept[number])) if kept is not None and number < len(kept) else None
-        rank = ranks[number] if number < len(ranks) else None
         blocks.append(
             _Block(
                 number=number,
                 cells=tuple(
-                    _cell(number, head, value, pruned=stay is not None and head not in stay, width=width)
+                    None
+                    if value is None
+                    else _cell(number, head, value, pruned=stay is not None and head not in stay, width=width)
                     for head, value in enumerate(row)
                 ),
                 missing=width - len(row),
                 kept=stay,
-                share=len(stay) / len(row) if stay is not None and row else None,
-                rank=rank,
-                rank_share=0.0 if rank is None else rank / max(*ranks, 1),
+                heads=_Bar(value=len(stay), of=dense[number]) if stay is not None and number < len(dense) else None,
+                rank=_Bar(value=ranks[number], of=highest) if number < len(ranks) else None,
+                neurons=neurons.get(number),
+                neuron_rank=neuron_ranks.get(number),
             )
         )
     if not blocks:
         return None
-    heads = sum(len(row) for row in importance)
+    cells = [cell for block in blocks for cell in block.cells if cell is not None]
     return {
         "blocks": blocks,
         "width": width,
         "stride": 1 if width <= 12 else 2 if width <= 20 else 4,
-        "pruned": sum(cell.pruned for block in blocks for cell in block.cells),
+        "what": _pruned_kinds(pruning),
+        "pruned": sum(cell.pruned for cell in cells),
         "kept": None if kept is None else sum(len(row) for row in kept),
-        "heads": heads,
+        "heads": len(cells),
         "scorer": SCORERS.get(scorer or "", scorer),
         "roles": _without_home(list(pruning.get("rank_roles") or ())),
         "ranks": _rank_summary(ranks),
         "has_ranks": bool(ranks),
         "emptied": [block.number for block in blocks if block.kept == ()],
+        "neurons": None if not neurons else _count_neurons(neurons.values()),
+        "emptied_neurons": [number for number, bar in sorted(neurons.items()) if bar.value == 0],
+        "neuron_ranks": _rank_summary(bar.value for bar in neuron_ranks.values()),
+        "rule": _say_rule(cast("Mapping[str, Any]", pruning.get("rule") or {})),
+        "correction": CORRECTIONS.get(str(pruning.get("reconstruct"))),
     }
+
+
+def _read_neurons(pruning: Mapping[str, Any]) -> dict[int, _Bar]:
+    """By the row they stand in, the neurons of every feed-forward; nothing where none was pruned."""
+    kept = cast("Sequence[int]", pruning.get("neurons_kept") or ())
+    dense = cast("Sequence[int]", pruning.get("dense_neurons") or ())
+    if list(kept) == list(dense):
+        return {}
+    rows = cast("Sequence[int]", pruning.get("beside") or range(len(kept)))
+    return {row: _Bar(value=value, of=of) for row, value, of in zip(rows, kept, dense, strict=False)}
+
+
+def _read_neuron_ranks(pruning: Mapping[str, Any]) -> dict[int, _Bar]:
+    ranks = cast("Sequence[int]", pruning.get("feed_forward_ranks") or ())
+    if not any(ranks):
+        return {}
+    rows = cast("Sequence[int]", pruning.get("beside") or range(len(ranks)))
+    highest = max([*ranks, *cast("Sequence[int]", pruning.get("ranks") or ())])
+    return {row: _Bar(value=rank, of=highest) for row, rank in zip(rows, ranks, strict=False)}
+
+
+def _count_neurons(bars: Iterable[_Bar]) -> dict[str, str]:
+    pairs = [(bar.value, bar.of) for bar in bars]
+    kept, dense = sum(value for value, _ in pairs), sum(of for _, of in pairs)
+    return {"pruned": show_grouped(dense - kept), "kept": show_grouped(kept), "dense": show_grouped(dense)}
 
 
 def _cell(block: int, head: int, value: float, *, pruned: bool, width: int) -> _Cell:

@@ -91,7 +91,9 @@ def remove_all_units_(site: Site) -> None:
         _replace(site.block, site.spec.output, projection)
         return
     head_size, core = site.unit_size, site.block.get_submodule(site.spec.core)
-    parts = site.projections
+    parts, slicer = site.projections, core.__dict__.get("_bias_slicer")
+    if slicer is not None:
+        slicer.kept = None
     stub = NoHeads(site.spec, core, projection)
     # Sites are read through the same attributes whether they are empty or not.
     setattr(stub, site.spec.head_size, head_size)

@@ -28,7 +28,7 @@ class BiasSlicer:
         cross: a cross-attention has no bias: what blocks hand on is zero, at the width of the first of them.
         """
         self.spec = spec
-        self.kept = tuple(kept)
+        self.kept: tuple[int, ...] | None = tuple(kept)
         self.position = list(takes).index(spec.argument)
         self.cross = cross
         self.full: Tensor | None = None
@@ -60,6 +60,9 @@ class BiasSlicer:
         return (*output[:where], full, *output[where + 1 :])
 
     def _slice(self, tensor: Tensor, dimension: int) -> Tensor:
+        # An attention that lost its last head hands on what it owns, and takes nothing.
+        if self.kept is None:
+            return tensor
         index = torch.tensor(self.kept, dtype=torch.long, device=tensor.device)
         return tensor.index_select(dimension, index)
 

@@ -1,0 +1,7 @@
+"""Albert obeys every law."""
+
+from conformance import Conformance
+
+
+class TestAlbert(Conformance):
+    family = "albert"

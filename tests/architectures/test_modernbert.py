@@ -1,0 +1,7 @@
+"""ModernBert obeys every law."""
+
+from conformance import Conformance
+
+
+class TestModernBert(Conformance):
+    family = "modernbert"

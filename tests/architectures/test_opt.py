@@ -1,0 +1,8 @@
+"""OPT obeys every law."""
+
+from conformance import Conformance
+from generation import Generation
+
+
+class TestOPT(Generation, Conformance):
+    family = "opt"

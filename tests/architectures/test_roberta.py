@@ -1,7 +1,0 @@
-"""Roberta obeys every law."""
-
-from conformance import Conformance
-
-
-class TestRoberta(Conformance):
-    family = "roberta"

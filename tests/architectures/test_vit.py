@@ -1,0 +1,7 @@
+"""ViT obeys every law."""
+
+from conformance import Conformance
+
+
+class TestViT(Conformance):
+    family = "vit"

@@ -258,7 +258,6 @@ def prune_to_(
         return prune_(model, plan)
     from pruning_adapter.surgery.reconstruct import reconstruct_
 
-    # Weights that a former round corrected are meant to differ from those that the plan names.
     return reconstruct_(model, plan, bench.batches, progress=False)
 
 

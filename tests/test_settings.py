@@ -30,6 +30,14 @@ FILES: dict[str, Any] = {
         GOOD.changed({"preset": "paper", "method": "lora", "recipe": "paper", "scorer": "reversed"}),
         GOOD.changed({"keep_ratio": 1.0, "low_rank": 0, "top_blocks": 0, "seed": 2**32 - 1}),
         GOOD.changed({"threshold": 0.0}),
+        GOOD.changed(
+            {"keep_macs": 0.5, "length": 64, "multiple_of": 32, "reconstruct": "lstsq", "target": "all-linear"}
+        ),
+        GOOD.changed({"keep_bytes": "60MiB", "dtype": "int8"}),
+        GOOD.changed({"keep_bytes": "60000000"}),
+        GOOD.changed({"keep_latency": 0.5, "latency_table": "table.json"}),
+        # Scores of neurons tell at which rank feed-forwards train, also where only heads go.
+        GOOD.changed({"keep_heads": 5, "units": "both"}),
         # With a budget the two ranks are not used.
         GOOD.changed({"rank_budget": 1000, "high_rank": 2}),
     ],
@@ -62,7 +70,13 @@ def test_data_that_is_missing_or_doubled_is_refused(settings: Settings, message:
     [
         ("scorer", "gradient, random, magnitude, reversed"),
         ("reduction", "example, batch, token, bertology"),
+        ("units", "heads, neurons, both"),
+        ("order", "first, second"),
         ("normalization", "block, model"),
+        ("dtype", "float64, float32, bfloat16, float16, int8"),
+        ("grouping", "whole, even"),
+        ("reconstruct", "none, bias, lstsq"),
+        ("target", "attention, all-linear"),
         ("method", "full, lora, prune-lora"),
         ("recipe", "paper, default"),
         ("preset", "paper, paper-counts"),
@@ -80,6 +94,11 @@ def test_an_unknown_name_lists_the_known(name: str, known: str) -> None:
         ("keep_ratio", 0.0, r"the share of heads that stay, in \(0, 1\]"),
         ("keep_ratio", 1.5, r"the share of heads that stay, in \(0, 1\]"),
         ("keep_ratio", math.nan, r"the share of heads that stay"),
+        ("keep_params", 0.0, r"the share of parameters that may stay, in \(0, 1\]"),
+        ("keep_macs", 1.1, r"the share of multiply-accumulates, in \(0, 1\]"),
+        ("keep_latency", math.nan, "the share of the dense model's time"),
+        ("length", 0, "a number of tokens from 1"),
+        ("multiple_of", 0, "1 or more"),
         ("threshold", 2.0, r"a normalised importance, in \[0, 1\]"),
         ("threshold", -0.1, "a normalised importance"),
         ("train_rows", 1, "2 or more"),
@@ -112,6 +131,50 @@ def test_ranks_in_the_wrong_order_are_refused() -> None:
 def test_two_rules_at_once_are_refused(other: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match=rf"Give one of preset, keep_heads, .*; {next(iter(other))} and threshold were"):
         GOOD.changed({"threshold": 0.5, **other}).check()
+
+
+@pytest.mark.parametrize("other", ["keep_heads", "keep_params", "keep_latency"])
+def test_a_budget_is_a_rule_like_the_others(other: str) -> None:
+    with pytest.raises(PlanError, match=f"{other} and keep_bytes were given|keep_bytes and {other} were given"):
+        GOOD.changed({"keep_bytes": "1MB", other: 1}).check()
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        ({}, ("heads",)),
+        ({"keep_ratio": 0.5}, ("heads",)),
+        ({"preset": "paper"}, ("heads",)),
+        ({"keep_params": 0.5}, ("heads", "neurons")),
+        ({"keep_bytes": "1MB"}, ("heads", "neurons")),
+        ({"keep_ratio": 0.5, "units": "both"}, ("heads", "neurons")),
+        ({"keep_macs": 0.5, "units": "neurons"}, ("neurons",)),
+    ],
+)
+def test_a_budget_weighs_heads_and_neurons_unless_told_otherwise(given: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    assert GOOD.changed(given).kinds == kinds
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"keep_heads": 5, "units": "neurons"}, "keep_heads prunes heads, but units is 'neurons'"),
+        ({"preset": "paper", "units": "neurons"}, "preset prunes heads, but units is 'neurons'"),
+        ({"preset": "paper", "reconstruct": "bias"}, "The preset 'paper' decides reconstruct"),
+        ({"preset": "paper", "target": "all-linear"}, "The preset 'paper' decides target"),
+        ({"keep_bytes": "60 apples"}, "keep_bytes is '60 apples'; give bytes"),
+        ({"keep_ratio": 0.5, "latency_table": "t.json"}, "latency_table was given without keep_latency"),
+    ],
+)
+def test_options_that_do_not_go_with_the_rule_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        GOOD.changed(given).check()
+
+
+def test_a_new_rule_takes_the_old_ones_table_away() -> None:
+    before = GOOD.changed({"keep_latency": 0.5, "latency_table": "table.json"})
+    assert before.with_rule({"keep_params": 0.5}) == GOOD.changed({"keep_params": 0.5})
+    assert before.with_rule({"multiple_of": 8}) == before.changed({"multiple_of": 8})
 
 
 def test_what_is_not_given_stays_and_a_new_rule_replaces_an_old_one() -> None:

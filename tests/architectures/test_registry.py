@@ -28,14 +28,12 @@ def test_the_first_families_are_known() -> None:
 
 
 def test_an_unknown_type_lists_the_supported_ones() -> None:
-    listed = f"Model type 'zamba' is not supported. Supported: {', '.join(supported_model_types())}. "
+    listed = f"Model type 'xyz' is not supported. Supported: {', '.join(supported_model_types())}. "
     with pytest.raises(ArchitectureError, match=f"^{listed}Another family can be described in your own code"):
-        find_spec("zamba")
+        find_spec("xyz")
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"), [("brt", "bert"), ("distillbert", "distilbert"), ("xlm-roberta", "roberta")]
-)
+@pytest.mark.parametrize(("given", "meant"), [("brt", "bert"), ("distillbert", "distilbert"), ("robertta", "roberta")])
 def test_an_unknown_type_guesses_what_was_meant(given: str, meant: str) -> None:
     with pytest.raises(ArchitectureError, match=rf"'{given}' is not supported\. Did you mean '{meant}'\? Supported: "):
         find_spec(given)

@@ -126,9 +126,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         pa.load_pruned(folder)
     (folder / "model.safetensors").write_bytes(weights)
     for broken, message in (
-        (lambda c: c["pruning"]["kept_heads"].__setitem__(0, [0, 9]), "names heads that"),
+        (lambda c: c["pruning"]["kept_heads"].__setitem__(0, [0, 9]), "names heads or neurons that"),
         (lambda c: c["pruning"].pop("dense"), r"config\.pruning is damaged: KeyError\('dense'\)"),
-        (lambda c: c["pruning"].update(schema=99), "has schema 99; this release reads 1"),
+        (lambda c: c["pruning"].update(schema=99), "has schema 99; this release reads 2"),
         (lambda c: c.update(architectures=["NoSuchModel"]), "names the class 'NoSuchModel'"),
     ):
         content = json.loads(config)
@@ -189,11 +189,11 @@ def test_only_a_saved_model_is_replaced(tmp_path: Path) -> None:
 def test_a_failed_load_leaves_transformers_as_it_was(tmp_path: Path) -> None:
     from transformers.models.bert import modeling_bert
 
-    stock = modeling_bert.BertEncoder
+    stock = modeling_bert.BertLayer
     pa.save_pruned(make_trained(), tmp_path / "merged")
     path = tmp_path / "merged" / "config.json"
-    path.write_text(path.read_text().replace('"schema": 1', '"schema": 7'))
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 7'))
     for load in LOADERS:
         with pytest.raises(OSError, match=r"schema 7|size|mismatch"):
             load(tmp_path / "merged")
-        assert modeling_bert.BertEncoder is stock
+        assert modeling_bert.BertLayer is stock

@@ -149,10 +149,10 @@ def test_every_truncation_of_the_file_is_noticed(tmp_path: Path) -> None:
         ('{"heads": [[1, 2]]}', "holds None where"),
         ("[1, 2]", "holds 'list' where"),
         ('"importance"', "holds 'str' where"),
-        ('{"kind": "pruning-adapter importance"}', r"has schema None; this release reads 1"),
-        ('{"kind": "pruning-adapter importance", "schema": 2}', r"has schema 2; this release reads 1"),
+        ('{"kind": "pruning-adapter importance"}', r"has schema None; this release reads 2"),
+        ('{"kind": "pruning-adapter importance", "schema": 1}', r"has schema 1; this release reads 2"),
         (
-            '{"kind": "pruning-adapter importance", "schema": 1}',
+            '{"kind": "pruning-adapter importance", "schema": 2}',
             r"is not a complete importance file: KeyError\('heads'\)",
         ),
     ],

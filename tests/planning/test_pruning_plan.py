@@ -195,13 +195,13 @@ def test_every_truncation_of_the_file_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda content: content.update(schema=2), r"plan\.json: The plan has schema 2; this release reads 1"),
+        (lambda content: content.update(schema=1), r"plan\.json: The plan has schema 1; this release reads 2"),
         (lambda content: content.pop("schema"), "The plan has schema None"),
         (lambda content: content.update(kind="recipe"), "holds 'recipe' where a 'pruning-adapter plan' was expected"),
         (lambda content: content.pop("kept_heads"), r"incomplete or damaged: KeyError\('kept_heads'\)"),
         (lambda content: content.update(kept_heads=[1, 2, 3]), "kept_heads is not a list of lists"),
         (lambda content: content["model"].pop("sites"), r"model identity in this file is damaged: KeyError\('sites'\)"),
-        (lambda content: content["model"]["sites"][0].update(heads=0), "0 is not a positive count"),
+        (lambda content: content["model"]["sites"][0].update(units=0), "0 is not a positive count"),
         (lambda content: content["model"]["sites"][0].update(repeat=10**9), "repeat is 1000000000"),
     ],
 )

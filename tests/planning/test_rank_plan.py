@@ -138,7 +138,7 @@ def test_it_prints_ranks_and_counts() -> None:
         ({"high": 0, "low": 0}, "high=0 and low=0; they need"),
         ({"top_blocks": 0, "low": 0}, "All ranks are 0: nothing would be adapted. Give at least one block a rank"),
         ({"block_importance": "max"}, "block_importance is 'max'; use one of sum, mean"),
-        ({"roles": ()}, r"roles is \[\]; name one or more of query, key, value, output, each once"),
+        ({"roles": ()}, r"roles is \[\]; name one or more of query, key, value, .*output, gate, up, down, each once"),
         ({"roles": ["query", "query"]}, r"roles is \['query', 'query'\]; name one or more"),
         ({"roles": ["querry"]}, r"roles is \['querry'\]; name one or more"),
         ({"roles": ["querry"], "budget": 1000}, r"roles is \['querry'\]; name one or more"),
@@ -164,7 +164,7 @@ def test_scores_of_another_model_are_refused() -> None:
         ({"ranks": (4, True, 4, 4)}, "Block 1 has rank True; a rank is"),
         ({"ranks": (4, "4", 4, 4)}, "Block 1 has rank '4'; a rank is"),
         ({"ranks": (0, 0, 0, 0)}, "All ranks are 0"),
-        ({"roles": ["output", "gate"]}, r"roles is \['output', 'gate'\]; name one or more"),
+        ({"roles": ["output", "gates"]}, r"roles is \['output', 'gates'\]; name one or more"),
         ({"kept_heads": ((0,), (), (0,), (0,))}, "Block 1 has rank 4, but no heads; give it rank 0"),
         ({"kept_heads": ((0,), (4,), (0,), (0,))}, r"block 1 head 4, but 'made/up', .* has heads 0-3 there"),
         ({"kept_heads": ((0,), (1, 1), (0,), (0,))}, "block 1 head 1 twice"),
@@ -300,7 +300,7 @@ def test_every_truncation_of_the_file_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda content: content.update(schema=0), r"ranks\.json: The rank plan has schema 0; this release reads 1"),
+        (lambda content: content.update(schema=0), r"ranks\.json: The rank plan has schema 0; this release reads 2"),
         (lambda content: content.update(kind="x"), "holds 'x' where a 'pruning-adapter ranks' was expected"),
         (lambda content: content.pop("ranks"), r"rank plan is incomplete or damaged: KeyError\('ranks'\)"),
         (lambda content: content.update(ranks=4), "rank plan is incomplete or damaged: TypeError"),

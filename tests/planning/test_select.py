@@ -140,7 +140,7 @@ def test_a_block_that_is_empty_already_stays_so() -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({}, "Give exactly one of keep_heads, keep_ratio and threshold; none was given"),
+        ({}, "Give exactly one of keep_heads, keep_ratio, threshold, .*keep_latency; none was given"),
         ({"keep_heads": 5, "threshold": 0.5}, "Give exactly one of .*; keep_heads, threshold was given"),
         ({"keep_heads": 13}, "keep_heads is 13 heads, but the model has 12"),
         (
@@ -150,7 +150,7 @@ def test_a_block_that_is_empty_already_stays_so() -> None:
         ({"keep_heads": 0}, "keep_heads is 0 heads, but each of the 3 blocks needs one"),
         ({"keep_heads": -1}, "keep_heads is -1 heads"),
         ({"keep_heads": 0, "allow_empty_blocks": True}, "keep_heads is 0 heads; keep at least one"),
-        ({"keep_ratio": 0.0}, r"keep_ratio is 0.0; it is the share of heads that stay, in \(0, 1\]"),
+        ({"keep_ratio": 0.0}, r"keep_ratio is 0.0; it is the share of heads that stays, in \(0, 1\]"),
         ({"keep_ratio": 1.5}, "keep_ratio is 1.5; it is the share"),
         ({"keep_ratio": -0.5}, "keep_ratio is -0.5; it is the share"),
         ({"keep_ratio": math.nan}, "keep_ratio is nan; it is the share"),

@@ -10,5 +10,5 @@ def supported_table() -> str:
     lines = ["| family | `model_type` | what can be pruned | for example |", "| --- | --- | --- | --- |"]
     for spec in registered():
         types = ", ".join(f"`{name}`" for name in spec.model_types)
-        lines.append(f"| {spec.family} | {types} | attention heads | {', '.join(spec.examples)} |")
+        lines.append(f"| {spec.family} | {types} | heads, neurons | {', '.join(spec.examples)} |")
     return "\n".join(lines)

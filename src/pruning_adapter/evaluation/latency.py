@@ -1,14 +1,15 @@
 """Measuring a `LatencyTable`: how a model's time falls with the widths of its sites, on the machine at hand.
 
 Blocks are timed, not models. One block of every kind is copied, one of its sites is cut to a sampled width, and the
-copy runs again and again on what the block reads in the dense model, in turn with the dense model itself. What a width
-costs is the difference to the copy whose site is empty, as a share of the dense model's time in the same round.
+copy runs on what the block reads in the dense model, each time right after the whole block. What a width costs is the
+difference to the copy whose site is empty.
 
 Why so: the rest of the block stays whole because a sub-layer alone finds caches that it does not have in the model, and
-looks faster than it is there; and blocks are timed by themselves because the differences between whole models, of which
-one block was cut, drown in noise. On all-MiniLM-L6-v2 (one CPU thread, three uneven plans) this predicted the time
-within 2 % of what was measured; sub-layers alone erred by 12 to 19 %, whole models with one kind of site cut by 5 to
-7 %.
+looks faster than it is there; blocks are timed by themselves because the differences between whole models, of which one
+block was cut, drown in noise; and every run is paired with one of the same reference because a machine that others use
+changes its speed from second to second. On all-MiniLM-L6-v2 (one CPU thread, uneven plans) sub-layers alone predicted
+12 to 19 % too much, whole models with one kind of site cut 5 to 7 % too little, and medians that are not paired erred
+by up to 14 % on a busy machine, where this erred by up to 5 %, mostly 2 %.
 """
 
 import copy
@@ -44,7 +45,7 @@ __all__ = ["CACHE", "check_prediction", "measure_latency", "sample_widths"]
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pruning-adapter" / "latency"
 """Where tables are kept, one file for each machine, model size, batch, length and type."""
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+MULTIPLES = (1, 8, 16, 32, 64)
 """Roundings of a feed-forward's width that are compared."""
 LEAST_SECONDS = 0.01
 """Shorter runs are repeated until they take this long, so that the clock's own noise does not count."""
@@ -99,7 +100,7 @@ def measure_latency(
         length: tokens of an example, unpadded; an encoder-decoder gets as many on both sides.
         widths: how many widths of each site are measured, evenly spaced: heads (whole key/value groups under
             grouped-query attention) or multiples of up to 64 neurons. Between them the table interpolates.
-        repeats: rounds; each runs the dense model and every copy once. The table holds medians over rounds.
+        repeats: rounds; each runs the dense model and every copy once. The table holds medians over them.
         cache: folder for tables; None: measure anew, and keep nothing.
         progress: show a progress bar; by default only on a terminal.
 
@@ -144,8 +145,8 @@ def check_prediction(table: LatencyTable, model: nn.Module, dense: nn.Module, *,
     device = next(dense.parameters()).device
     inputs = make_inputs(dense, batch=table.batch, length=table.length)
     with _evaluating(model), _evaluating(dense), torch.no_grad():
-        seconds = _interleave([lambda: dense(**inputs), lambda: model(**inputs)], device, repeats, lambda: None)
-    q1, median, q3 = np.percentile(seconds[:, 1] / seconds[:, 0], [25, 50, 75]).tolist()
+        ratios = _compare(lambda: dense(**inputs), [lambda: model(**inputs)], device, repeats, lambda: None)
+    q1, median, q3 = np.percentile(ratios, [25, 50, 75]).tolist()
     predicted = table.predict([site.units for site in find_all_sites(model)])
     return {"predicted": predicted, "measured": median, "q1": q1, "q3": q3, "error": predicted / median - 1}
 
@@ -231,13 +232,12 @@ def _measure(
         for blocks in kinds:
             # The last of its kind: the first may compute what all others are handed, such as T5's position bias.
             block = blocks[-1]
-            run = _runner(block.module, *read[block.path])
             found = _measure_block(
                 block,
-                [lambda: model(**inputs), run],
-                lambda copied, path=block.path: _runner(copied, *read[path]),
+                lambda: model(**inputs),
+                lambda module, path=block.path: _runner(module, *read[path]),
                 widths,
-                lambda jobs: _interleave(jobs, reference.device, repeats, bar.update),
+                lambda whole, jobs: _compare(whole, jobs, reference.device, repeats, bar.update),
                 probe=blocks is most,
             )
             spreads += found.spreads
@@ -261,14 +261,14 @@ def _measure(
 
 def _measure_block(
     block: _Block,
-    first: Sequence[Run],
+    model: Run,
     run_of: Callable[[nn.Module], Run],
     widths: int,
-    clock: Callable[[Sequence[Run]], Floats],
+    compare: Callable[[Run, Sequence[Run]], Floats],
     *,
     probe: bool,
 ) -> _Measured:
-    """Time one block with each of its sites cut to each width, in turn with `first`: the model and the whole block."""
+    """Compare the model, and one block with each of its sites cut to each width, with the whole block."""
     samples = [sample_widths(shape, widths) for shape in block.shapes]
     probes = [_probes(shape) if probe else {} for shape in block.shapes]
     variants = [
@@ -276,22 +276,21 @@ def _measure_block(
         for position, (sampled, probed) in enumerate(zip(samples, probes, strict=True))
         for width in sorted({0, *sampled[:-1], *probed.values()})
     ]
-    seconds = clock([*first, *(run_of(_cut_copy(block, *variant)) for variant in variants)])
-    ratios = seconds[:, 1:] / seconds[:, :1]
-    column: dict[tuple[int, int], int] = {variant: number + 1 for number, variant in enumerate(variants)}
-    column |= {(position, shape.units): 0 for position, shape in enumerate(block.shapes)}
+    jobs = [model, *(run_of(_cut_copy(block, *variant)) for variant in variants)]
+    ratios = compare(run_of(block.module), jobs)
+    q1, medians, q3 = np.percentile(ratios, [25, 50, 75], axis=0)
+    of_model, *of_variants = medians.tolist()
+    times = dict(zip(variants, of_variants, strict=True))
+    times |= {(position, shape.units): 1.0 for position, shape in enumerate(block.shapes)}
 
     def share(position: int, width: int) -> float:
-        # Paired within a round, in which the machine is the most alike.
-        difference = ratios[:, column[position, width]] - ratios[:, column[position, 0]]
-        return max(float(np.median(difference)), 0.0)
+        return max(times[position, width] - times[position, 0], 0.0) / of_model
 
-    q1, median, q3 = np.percentile(ratios, [25, 50, 75], axis=0)
     return _Measured(
         curves=tuple(
             _rising([(width, share(position, width)) for width in sampled]) for position, sampled in enumerate(samples)
         ),
-        spreads=tuple(((q3 - q1) / 2 / median).tolist()),
+        spreads=tuple(((q3 - q1) / 2 / medians).tolist()),
         roundings=next(
             (
                 _roundings({multiple: share(position, width) / width for multiple, width in probed.items()})
@@ -403,23 +402,29 @@ def _evaluating(model: nn.Module) -> Generator[None]:
             module.training = True
 
 
-def _interleave(jobs: Sequence[Run], device: torch.device, repeats: int, told: Callable[[], object]) -> Floats:
-    """Seconds of every job in every round, `(repeats, jobs)`; rounds go forwards and backwards in turn.
+def _compare(
+    reference: Run, jobs: Sequence[Run], device: torch.device, repeats: int, told: Callable[[], object]
+) -> Floats:
+    """Time of every job over that of a run of `reference` right before it, `(repeats, jobs)`.
 
-    The seconds are only ever divided by one another.
+    Rounds go through the jobs forwards and backwards in turn, so that none is always early or late.
     """
-    times: list[int] = []
-    for job in jobs:
-        # The first run is slower: memory is allocated, kernels are chosen.
-        job()
-        times.append(max(1, min(100, int(LEAST_SECONDS / _seconds(job, 1, device)))))
-    found = np.empty((repeats, len(jobs)))
+    once = _times(reference, device)
+    times = [_times(job, device) for job in jobs]
+    ratios = np.empty((repeats, len(jobs)))
     for number in range(repeats):
-        order = range(len(jobs)) if number % 2 == 0 else reversed(range(len(jobs)))
-        for index in order:
-            found[number, index] = _seconds(jobs[index], times[index], device) / times[index]
+        for index in range(len(jobs)) if number % 2 == 0 else reversed(range(len(jobs))):
+            before = _seconds(reference, once, device) / once
+            ratios[number, index] = _seconds(jobs[index], times[index], device) / times[index] / before
         told()
-    return found
+    return ratios
+
+
+def _times(job: Run, device: torch.device) -> int:
+    """How often to run a job for one reading of the clock."""
+    # The first run is slower: memory is allocated, kernels are chosen.
+    job()
+    return max(1, min(100, int(LEAST_SECONDS / _seconds(job, 1, device))))
 
 
 def _seconds(job: Run, times: int, device: torch.device) -> float:

@@ -337,6 +337,17 @@ def torch_pruning_(
     return model
 
 
+def keep_best(importance: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:
+    """The same, but each layer's best channel never goes: Torch-Pruning leaves a layer whole that it would empty."""
+
+    def score(group: Any) -> torch.Tensor:
+        scores = importance(group)
+        scores[scores.argmax()] = math.inf
+        return scores
+
+    return score
+
+
 ARMS: dict[str, Arm] = {
     "dense": lambda bench, budget, draw: copy.deepcopy(bench.model),
     "first order": ours("first"),
@@ -349,7 +360,9 @@ ARMS: dict[str, Arm] = {
     "second order, 3 rounds, lstsq": ours("second", "lstsq", rounds=3),
     RIVAL: torch_pruning(lambda kinds: kinds.GroupTaylorImportance(), gradients=True),
     "Torch-Pruning Taylor, tuned": torch_pruning(
-        lambda kinds: kinds.GroupTaylorImportance(normalizer=None, multivariable=True), heads=0.5, gradients=True
+        lambda kinds: keep_best(kinds.GroupTaylorImportance(normalizer=None, multivariable=True)),
+        heads=0.5,
+        gradients=True,
     ),
     "Torch-Pruning magnitude": torch_pruning(lambda kinds: kinds.GroupMagnitudeImportance()),
     "random": random_units,

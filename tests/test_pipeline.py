@@ -5,21 +5,24 @@ import random
 import shutil
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
-from pruning_adapter import cli, load_pruned
+from pruning_adapter import cli, load_pruned, prune_
 from pruning_adapter.architectures.identity import count_parameters, pruned_state
+from pruning_adapter.errors import AdapterError
 from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.planning import PruningPlan, RankPlan
-from pruning_adapter.run_folder import STEPS, remove_steps
+from pruning_adapter.run_folder import BESIDE, STEPS, remove_steps
 from pruning_adapter.training.recipes import find_recipe
 from tiny import make_model
 
@@ -119,7 +122,8 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     }
     assert {path.name for path in (finished / "merged").iterdir()} >= {"config.json", "model.safetensors"}
     steps = {name for names in STEPS.values() for name in names}
-    assert FILES | FOLDERS | {"checkpoints"} == steps | {"settings.json"}
+    assert steps | {"settings.json"} == FILES | FOLDERS
+    assert not steps & {name for names in BESIDE.values() for name in names}
 
 
 def test_every_file_says_the_same(finished: Path) -> None:
@@ -134,6 +138,9 @@ def test_every_file_says_the_same(finished: Path) -> None:
     assert pruning["kept_heads"] == [list(kept) for kept in plan.kept_heads]
     assert pruning["ranks"] == list(ranks.ranks)
     assert pruning["importance"] == [block.tolist() for block in scores.normalized()]
+    assert (pruning["dense_heads"], pruning["dense_neurons"], pruning["neurons_kept"]) == ([4] * 3, [24] * 3, [24] * 3)
+    assert pruning["rank_roles"] == ["query", "key", "value", "output"]
+    assert (pruning["rule"], pruning["reconstruct"]) == ({"keep_heads": 7}, "none")
     assert (result.method, result.scorer, result.seed) == ("prune-lora", "gradient", 0)
     assert result.task == {"name": "train", "train_examples": 40, "labels": ["no", "yes"]}
     assert result.model["fingerprint"] == scores.model.fingerprint
@@ -146,7 +153,9 @@ def test_what_was_planned_is_what_came_out(finished: Path) -> None:
     merged = load_pruned(finished / "merged")
     assert count_parameters(merged) == cost["parameters"] == plan.parameters
     assert cost["dense_parameters"] == plan.dense_parameters
-    assert cost["macs"] < cost["dense_macs"]
+    assert cost["macs"] == plan.count_macs(cost["length"]) < cost["dense_macs"]
+    pruning: Any = result_of(finished).pruning
+    assert pruning["predicted"] == {"parameters": cost["parameters"], "macs": cost["macs"]}
     # The task head is untrained, so it trains too; a plan leaves it out, as the paper's counts do.
     assert cost["trainable_parameters"] == ranks.trainable_parameters + CLASSIFIER
     state: Any = pruned_state(merged)
@@ -201,7 +210,7 @@ def test_step_by_step_gives_the_same_model_as_the_whole_run(
         ("report", []),
     ):
         call(step, *arguments, "--output-dir", folder)
-        there |= set(STEPS[step]) - {"checkpoints"}
+        there |= set(STEPS[step])
         assert {path.name for path in folder.iterdir()} == there
     assert_same_model(folder, finished)
     settings = (json.loads((run / "settings.json").read_text(encoding="utf-8")) for run in (folder, finished))
@@ -229,6 +238,90 @@ def test_removing_steps_leaves_what_came_before_and_what_is_not_ours(finished: P
     assert {path.name for path in folder.iterdir()} == left
     remove_steps(folder, "importance")
     assert {path.name for path in folder.iterdir()} == {"settings.json", "notes.txt"}
+
+
+BUDGET = ["--keep-params", 0.7, "--reconstruct", "lstsq", "--target", "all-linear", "--order", "second"]
+
+
+@pytest.fixture(scope="module")
+def corrected(model: Path, task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that prunes heads and neurons by a budget and corrects the kept weights. Tests read it."""
+    folder = tmp_path_factory.mktemp("corrected") / "run"
+    call("run", *inputs(model, task), *BUDGET, *TRAIN, "--output-dir", folder)
+    return folder
+
+
+def test_a_budget_prunes_heads_and_neurons_and_is_kept(corrected: Path) -> None:
+    scores, plan = ImportanceScores.load(corrected / "importance.json"), PruningPlan.load(corrected / "plan.json")
+    ranks, cost = RankPlan.load(corrected / "ranks.json"), result_of(corrected).cost
+    assert (scores.kinds, scores.order) == (("heads", "neurons"), "second")
+    assert plan.heads_kept < 12
+    assert plan.neurons_kept < 72
+    merged = load_pruned(corrected / "merged")
+    assert count_parameters(merged) == cost["parameters"] == plan.parameters <= 0.7 * cost["dense_parameters"]
+    assert cost["macs"] == plan.count_macs(cost["length"])
+    assert cost["trainable_parameters"] == ranks.trainable_parameters + CLASSIFIER
+    pruning: Any = result_of(corrected).pruning
+    assert pruning["neurons_kept"] == [len(kept) for kept in plan.kept_neurons]
+    assert pruning["feed_forward_ranks"] == list(ranks.feed_forward_ranks)
+    assert pruning["beside"] == [0, 1, 2]
+    assert pruning["rank_roles"] == ["query", "key", "value", "output", "up", "down"]
+    assert (pruning["rule"], pruning["reconstruct"]) == ({"keep_params": 0.7}, "lstsq")
+    page = (corrected / "report.html").read_text(encoding="utf-8")
+    assert "Which heads and neurons were kept" in page
+    assert "by least squares" in page
+
+
+def test_a_corrected_base_is_saved_and_the_adapter_belongs_to_it(corrected: Path, model: Path) -> None:
+    assert {path.name for path in corrected.iterdir()} == FILES | FOLDERS | {"base"}
+    base: Any = load_pruned(corrected / "base")
+    state: Any = pruned_state(base)
+    assert (state.reconstructed, state.kept) == ("lstsq", PruningPlan.load(corrected / "plan.json").kept)
+    adapted = PeftModel.from_pretrained(base, str(corrected / "adapter"))
+    merged = load_pruned(corrected / "merged")
+    batch = {"input_ids": torch.tensor([[2, 7, 19, 33, 3], [2, 44, 8, 3, 0]])}
+    batch["attention_mask"] = (batch["input_ids"] != 0).long()
+    with torch.no_grad():
+        torch.testing.assert_close(adapted.eval()(**batch).logits, merged.eval()(**batch).logits)
+    dense = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2, ignore_mismatched_sizes=True)
+    with pytest.raises(AdapterError, match="First make that base"):
+        PeftModel.from_pretrained(dense, str(corrected / "adapter"))
+
+
+@pytest.mark.parametrize("first", ["merge", "train", "plan"])
+def test_resuming_with_a_corrected_base_gives_the_same_model(
+    corrected: Path, model: Path, task: Path, tmp_path: Path, first: str
+) -> None:
+    folder = Path(shutil.copytree(corrected, tmp_path / "run"))
+    remove_steps(folder, first)
+    assert (folder / "base").exists() == (first == "merge")
+    call("run", *inputs(model, task), *BUDGET, *TRAIN, "--output-dir", folder, "--resume")
+    assert_same_model(folder, corrected)
+
+
+def test_a_corrected_base_starts_nearer_to_the_dense_model_than_plain_pruning(
+    corrected: Path, model: Path, task: Path
+) -> None:
+    plan = replace(PruningPlan.load(corrected / "plan.json"), reconstruct="none")
+    dense, plain = AutoModel.from_pretrained(model), AutoModel.from_pretrained(model)
+    prune_(plain, plan)
+    base = load_pruned(corrected / "base").bert
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts = [line.split(",")[0] for line in (task / "train.csv").read_text(encoding="utf-8").splitlines()[1:]]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    counts = batch["attention_mask"].bool()
+    with torch.no_grad():
+        wanted, bare, better = (each.eval()(**batch).last_hidden_state[counts] for each in (dense, plain, base))
+    assert (better - wanted).square().mean() < (bare - wanted).square().mean()
+
+
+def test_without_scores_of_heads_the_report_still_tells_what_was_kept(model: Path, task: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    call("run", *inputs(model, task), *TRAIN, "--units", "neurons", "--keep-ratio", 0.5, "--output-dir", folder)
+    pruning: Any = result_of(folder).pruning
+    assert (pruning["importance"], pruning["dense_heads"]) == ([], [4] * 3)
+    assert sum(pruning["neurons_kept"]) == 36
+    assert "Which neurons were kept" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -14,12 +14,11 @@ by up to 14 % on a busy machine, where this erred by up to 5 %, mostly 2 %.
 
 import copy
 import hashlib
-import inspect
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +26,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
 from pruning_adapter.architectures.identity import count_parameters, identify, pruned_state
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
-from pruning_adapter.architectures.sites import Site, base_of, find_all_sites, find_stacks, sites_of_block
+from pruning_adapter.architectures.sites import base_of, find_all_sites, find_stacks, sites_of_block, trunk_of
 from pruning_adapter.architectures.spec import BlockStack
 from pruning_adapter.costs.inputs import make_inputs
 from pruning_adapter.costs.latency import Curve, LatencyTable
@@ -47,11 +45,6 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prun
 """Where tables are kept, one file for each machine, model size, batch, length and type."""
 MULTIPLES = (1, 8, 16, 32, 64)
 """Roundings of a feed-forward's width that are compared."""
-LEAST_SECONDS = 0.01
-"""Shorter runs are repeated until they take this long, so that the clock's own noise does not count."""
-
-Run = Callable[[], object]
-Floats = NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +52,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, kw_only=True)
 class _Block:
     path: str
+    """Relative to the trunk."""
     module: nn.Module
     stack: BlockStack
     shapes: tuple[SiteShape, ...]
@@ -67,15 +61,17 @@ class _Block:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """Of one kind of block."""
+class _Cut:
+    """A copy of a block, one of whose sites is narrower; it takes the place of the block."""
 
-    curves: tuple[Curve, ...]
-    """One per site of the block: (units, share of the dense model's time that one run of the block spends on them)."""
-    spreads: tuple[float, ...]
-    """Half the interquartile range of every ratio, relative."""
-    roundings: tuple[tuple[int, float], ...]
-    """See `LatencyTable.roundings`."""
+    kind: int
+    """Number of its kind of block."""
+    site: int
+    """Which of the block's sites is cut."""
+    width: int
+    place: str
+    """Path of the block."""
+    module: nn.Module
 
 
 def measure_latency(
@@ -142,11 +138,13 @@ def check_prediction(table: LatencyTable, model: nn.Module, dense: nn.Module, *,
         Shares of the dense model's time: "predicted"; "measured", the median of the paired ratios, with its quartiles
         "q1" and "q3"; and "error", predicted over measured, less one.
     """
-    device = next(dense.parameters()).device
     inputs = make_inputs(dense, batch=table.batch, length=table.length)
     with _evaluating(model), _evaluating(dense), torch.no_grad():
-        ratios = _compare(lambda: dense(**inputs), [lambda: model(**inputs)], device, repeats, lambda: None)
-    q1, median, q3 = np.percentile(ratios, [25, 50, 75]).tolist()
+        pairs = [
+            (_time_blocks(dense, inputs, {}).whole, _time_blocks(model, inputs, {}).whole) for _ in range(repeats + 1)
+        ]
+    # The first pair warms up.
+    q1, median, q3 = np.percentile([after / before for before, after in pairs[1:]], [25, 50, 75]).tolist()
     predicted = table.predict([site.units for site in find_all_sites(model)])
     return {"predicted": predicted, "measured": median, "q1": q1, "q3": q3, "error": predicted / median - 1}
 
@@ -214,92 +212,171 @@ def _measure(
     progress: bool | None,
 ) -> LatencyTable:
     reference = next(model.parameters())
-    inputs = _without_cache(model, make_inputs(model, batch=batch, length=length))
+    inputs = make_inputs(model, batch=batch, length=length)
     kinds = _block_kinds(model)
+    most = max(range(len(kinds)), key=lambda kind: len(kinds[kind]))
+    samples = [[sample_widths(shape, widths) for shape in blocks[0].shapes] for blocks in kinds]
+    # Roundings are a matter of the hardware, not of the block.
+    probes = [
+        [_probes(shape) if kind == most else {} for shape in blocks[0].shapes] for kind, blocks in enumerate(kinds)
+    ]
+    turns = _take_turns(kinds, [_widths_to_cut(*both) for both in zip(samples, probes, strict=True)])
     bar = tqdm(
-        total=repeats * len(kinds),
-        desc="latency",
-        unit="round",
-        leave=False,
-        disable=None if progress is None else not progress,
+        total=repeats, desc="latency", unit="round", leave=False, disable=None if progress is None else not progress
     )
-    curves: list[Curve] = [()] * len(identity.all_sites)
-    spreads: list[float] = []
-    roundings: tuple[tuple[int, float], ...] = ()
-    most = max(kinds, key=len)
     with bar, _evaluating(model), torch.no_grad():
-        calls, read = _watch_blocks(model, inputs, kinds)
-        for blocks in kinds:
-            # The last of its kind: the first may compute what all others are handed, such as T5's position bias.
-            block = blocks[-1]
-            found = _measure_block(
-                block,
-                lambda: model(**inputs),
-                lambda module, path=block.path: _runner(module, *read[path]),
-                widths,
-                lambda whole, jobs: _compare(whole, jobs, reference.device, repeats, bar.update),
-                probe=blocks is most,
-            )
-            spreads += found.spreads
-            roundings = found.roundings or roundings
-            for each in blocks:
-                for site, curve in zip(each.sites, found.curves, strict=True):
-                    # ALBERT applies a block again and again.
-                    curves[site] = tuple((units, share * calls[each.path]) for units, share in curve)
+        shares, calls, ratios = _compare(model, inputs, kinds, turns, repeats, bar.update)
+    of_kind = [_share_of_a_call([block.path for block in _places(blocks)], shares, calls) for blocks in kinds]
+    times = {cut: of_kind[cut[0]] * float(np.median(found)) for cut, found in ratios.items()}
+
+    def curve(kind: int, site: int, points: Iterable[int]) -> list[tuple[int, float]]:
+        whole, empty = kinds[kind][0].shapes[site].units, times[kind, site, 0]
+        return [
+            (width, max((of_kind[kind] if width == whole else times[kind, site, width]) - empty, 0.0))
+            for width in points
+        ]
+
+    curves: list[Curve] = [()] * len(identity.all_sites)
+    for kind, blocks in enumerate(kinds):
+        risen = [_rising(curve(kind, site, sampled)) for site, sampled in enumerate(samples[kind])]
+        for block in blocks:
+            for number, points in zip(block.sites, risen, strict=True):
+                # ALBERT applies a block again and again.
+                curves[number] = tuple((units, share * calls[block.path]) for units, share in points)
+    probed = next(((site, widths) for site, widths in enumerate(probes[most]) if widths), None)
     return LatencyTable(
         model=identity,
         curves=_at_most_everything(curves),
-        spread=float(np.median(spreads)),
+        spread=float(np.median([_spread(found) for found in ratios.values()])),
         batch=batch,
         length=length,
         dtype=str(reference.dtype).removeprefix("torch."),
         device=reference.device.type,
-        roundings=roundings,
+        roundings=() if probed is None else _roundings(probed[1], curve(most, probed[0], probed[1].values())),
         machine=machine(),
     )
 
 
-def _measure_block(
-    block: _Block,
-    model: Run,
-    run_of: Callable[[nn.Module], Run],
-    widths: int,
-    compare: Callable[[Run, Sequence[Run]], Floats],
-    *,
-    probe: bool,
-) -> _Measured:
-    """Compare the model, and one block with each of its sites cut to each width, with the whole block."""
-    samples = [sample_widths(shape, widths) for shape in block.shapes]
-    probes = [_probes(shape) if probe else {} for shape in block.shapes]
-    variants = [
-        (position, width)
-        for position, (sampled, probed) in enumerate(zip(samples, probes, strict=True))
+def _spread(ratios: Sequence[float]) -> float:
+    q1, median, q3 = np.percentile(ratios, [25, 50, 75]).tolist()
+    return (q3 - q1) / 2 / median
+
+
+def _places(blocks: Sequence[_Block]) -> Sequence[_Block]:
+    """Where blocks of a kind are compared. The first may compute what the others are handed, as in T5 the position
+    bias."""
+    return blocks[1:] or blocks
+
+
+def _share_of_a_call(places: Sequence[str], shares: Mapping[str, Sequence[float]], calls: Mapping[str, int]) -> float:
+    """Share of the dense model's time that one run of a block takes."""
+    return sum(float(np.median(shares[path])) for path in places) / sum(calls[path] for path in places)
+
+
+def _widths_to_cut(samples: Sequence[Sequence[int]], probes: Sequence[Mapping[int, int]]) -> list[tuple[int, int]]:
+    """(site, width), none of them whole, all with 0."""
+    return [
+        (site, width)
+        for site, (sampled, probed) in enumerate(zip(samples, probes, strict=True))
         for width in sorted({0, *sampled[:-1], *probed.values()})
     ]
-    jobs = [model, *(run_of(_cut_copy(block, *variant)) for variant in variants)]
-    ratios = compare(run_of(block.module), jobs)
-    q1, medians, q3 = np.percentile(ratios, [25, 50, 75], axis=0)
-    of_model, *of_variants = medians.tolist()
-    times = dict(zip(variants, of_variants, strict=True))
-    times |= {(position, shape.units): 1.0 for position, shape in enumerate(block.shapes)}
 
-    def share(position: int, width: int) -> float:
-        return max(times[position, width] - times[position, 0], 0.0) / of_model
 
-    return _Measured(
-        curves=tuple(
-            _rising([(width, share(position, width)) for width in sampled]) for position, sampled in enumerate(samples)
-        ),
-        spreads=tuple(((q3 - q1) / 2 / medians).tolist()),
-        roundings=next(
-            (
-                _roundings({multiple: share(position, width) / width for multiple, width in probed.items()})
-                for position, probed in enumerate(probes)
-                if probed
-            ),
-            (),
-        ),
-    )
+def _take_turns(kinds: Sequence[Sequence[_Block]], widths: Sequence[Sequence[tuple[int, int]]]) -> list[list[_Cut]]:
+    """Every kind cut to every width, spread over its places, so that few runs of the model serve all."""
+    turns: list[list[_Cut]] = []
+    for kind, (blocks, cuts) in enumerate(zip(kinds, widths, strict=True)):
+        places = _places(blocks)
+        for number, (site, width) in enumerate(cuts):
+            turn, block = number // len(places), places[number % len(places)]
+            if turn == len(turns):
+                turns.append([])
+            copied = _cut_copy(block, site, width)
+            turns[turn].append(_Cut(kind=kind, site=site, width=width, place=block.path, module=copied))
+    return turns
+
+
+def _compare(
+    model: nn.Module,
+    inputs: dict[str, Any],
+    kinds: Sequence[Sequence[_Block]],
+    turns: Sequence[Sequence[_Cut]],
+    repeats: int,
+    told: Callable[[], object],
+) -> tuple[dict[str, list[float]], dict[str, int], dict[tuple[int, int, int], list[float]]]:
+    """Run the dense model and the model with cut blocks in turn.
+
+    Returns:
+        By path of a block, its shares of the dense model's time; how often a forward pass runs it; and for every
+        (kind, site, width), the time of the cut block over that of the whole one in the run before.
+    """
+    trunk, blocks = trunk_of(model), [block for blocks in kinds for block in blocks]
+    shares: dict[str, list[float]] = {block.path: [] for block in blocks}
+    ratios: dict[tuple[int, int, int], list[float]] = {}
+    calls: dict[str, int] = {}
+    # The first round is slower: memory is allocated, kernels are chosen.
+    for number in range(repeats + 1):
+        for turn in turns:
+            dense = _time_blocks(model, inputs, {block.path: block.module for block in blocks})
+            with _in_place(trunk, turn):
+                cut = _time_blocks(model, inputs, {each.place: each.module for each in turn})
+            if not number:
+                continue
+            for path, seconds in dense.of_blocks.items():
+                shares[path].append(seconds / dense.whole)
+            for each in turn:
+                ratio = cut.of_blocks[each.place] / dense.of_blocks[each.place]
+                ratios.setdefault((each.kind, each.site, each.width), []).append(ratio)
+            calls = dense.calls
+        if number:
+            told()
+    return shares, calls, ratios
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Times:
+    """Of one forward pass, in seconds, which are only ever divided by one another."""
+
+    whole: float
+    of_blocks: dict[str, float]
+    calls: dict[str, int]
+
+
+def _time_blocks(model: nn.Module, inputs: dict[str, Any], blocks: Mapping[str, nn.Module]) -> _Times:
+    device = next(model.parameters()).device
+    spent, calls, started = dict[str, float](), dict[str, int](), dict[str, float]()
+    with ExitStack() as stack:
+        for path, block in blocks.items():
+
+            def start(*_: Any, path: str = path) -> None:
+                started[path] = _now(device)
+
+            def stop(*_: Any, path: str = path) -> None:
+                spent[path] = spent.get(path, 0.0) + _now(device) - started[path]
+                calls[path] = calls.get(path, 0) + 1
+
+            stack.callback(block.register_forward_pre_hook(start).remove)
+            stack.callback(block.register_forward_hook(stop).remove)
+        before = _now(device)
+        model(**inputs)
+        whole = _now(device) - before
+    lost = sorted(set(blocks) - set(calls))
+    if lost:
+        raise CostError(f"The block {lost[0]} did not run on made-up inputs, so its time is unknown.")
+    return _Times(whole=whole, of_blocks=spent, calls=calls)
+
+
+@contextmanager
+def _in_place(trunk: nn.Module, cuts: Sequence[_Cut]) -> Generator[None]:
+    """Let cut copies take the place of their blocks for a while."""
+    blocks = {cut.place: trunk.get_submodule(cut.place) for cut in cuts}
+    try:
+        for cut in cuts:
+            trunk.set_submodule(cut.place, cut.module)
+        yield
+    finally:
+        for path, block in blocks.items():
+            trunk.set_submodule(path, block)
 
 
 def _probes(shape: SiteShape) -> dict[int, int]:
@@ -309,9 +386,10 @@ def _probes(shape: SiteShape) -> dict[int, int]:
     return {multiple: base + multiple for multiple in MULTIPLES} if shape.kind == "neurons" and base else {}
 
 
-def _roundings(per_unit: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+def _roundings(probed: Mapping[int, int], points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    per_unit = {width: share / width for width, share in points}
     least = min(per_unit.values())
-    return tuple((multiple, seconds / least) for multiple, seconds in per_unit.items()) if least > 0 else ()
+    return tuple((multiple, per_unit[width] / least) for multiple, width in probed.items()) if least > 0 else ()
 
 
 def _rising(points: Sequence[tuple[int, float]]) -> Curve:
@@ -345,50 +423,14 @@ def _block_kinds(model: nn.Module) -> list[list[_Block]]:
     return list(kinds.values())
 
 
-def _cut_copy(block: _Block, position: int, width: int) -> nn.Module:
+def _cut_copy(block: _Block, number: int, width: int) -> nn.Module:
     """A copy of the block, one of whose sites has `width` units left. What is not cut is shared, not copied."""
     shared = {id(tensor): tensor for tensor in (*block.module.parameters(), *block.module.buffers())}
     copied = copy.deepcopy(block.module, cast("dict[int, Any]", shared))
-    site: Site = sites_of_block(block.path, copied, block.stack)[position]
-    shape = block.shapes[position]
+    site = sites_of_block(block.path, copied, block.stack)[number]
+    shape = block.shapes[number]
     cut_sites_([site], [shape], left=[range(shape.units)], kept=[range(width)])
     return copied
-
-
-def _watch_blocks(
-    model: nn.Module, inputs: dict[str, Any], kinds: Sequence[Sequence[_Block]]
-) -> tuple[dict[str, int], dict[str, tuple[Any, Any]]]:
-    """How often the model runs each block, and what it hands to the last of each kind."""
-    calls: dict[str, int] = {}
-    read: dict[str, tuple[Any, Any]] = {}
-    with ExitStack() as stack:
-        for blocks in kinds:
-            for block in blocks:
-
-                def note(
-                    module: nn.Module, args: Any, kwargs: Any, path: str = block.path, keep: bool = block is blocks[-1]
-                ) -> None:
-                    calls[path] = calls.get(path, 0) + 1
-                    if keep:
-                        read[path] = (args, kwargs)
-
-                stack.callback(block.module.register_forward_pre_hook(note, with_kwargs=True).remove)
-        model(**inputs)
-    for blocks in kinds:
-        for block in blocks:
-            if block.path not in calls:
-                raise CostError(f"The block {block.path} did not run on made-up inputs, so its time is unknown.")
-    return calls, read
-
-
-def _runner(module: nn.Module, args: Any, kwargs: Any) -> Run:
-    return lambda: module(*args, **kwargs)
-
-
-def _without_cache(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A cache of keys and values would grow with every run of a block."""
-    takes = inspect.signature(model.forward).parameters
-    return {**inputs, "use_cache": False} if "use_cache" in takes else inputs
 
 
 @contextmanager
@@ -402,46 +444,12 @@ def _evaluating(model: nn.Module) -> Generator[None]:
             module.training = True
 
 
-def _compare(
-    reference: Run, jobs: Sequence[Run], device: torch.device, repeats: int, told: Callable[[], object]
-) -> Floats:
-    """Time of every job over that of a run of `reference` right before it, `(repeats, jobs)`.
-
-    Rounds go through the jobs forwards and backwards in turn, so that none is always early or late.
-    """
-    once = _times(reference, device)
-    times = [_times(job, device) for job in jobs]
-    ratios = np.empty((repeats, len(jobs)))
-    for number in range(repeats):
-        for index in range(len(jobs)) if number % 2 == 0 else reversed(range(len(jobs))):
-            before = _seconds(reference, once, device) / once
-            ratios[number, index] = _seconds(jobs[index], times[index], device) / times[index] / before
-        told()
-    return ratios
-
-
-def _times(job: Run, device: torch.device) -> int:
-    """How often to run a job for one reading of the clock."""
-    # The first run is slower: memory is allocated, kernels are chosen.
-    job()
-    return max(1, min(100, int(LEAST_SECONDS / _seconds(job, 1, device))))
-
-
-def _seconds(job: Run, times: int, device: torch.device) -> float:
-    clock = time.perf_counter
-    # A single thread never waits, so the processor time that it used is what it takes on a machine of its own, however
-    # many others compute now. Where that clock is coarse (Windows) it is no use.
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    if alone and time.get_clock_info("thread_time").resolution < 1e-6:
-        clock = time.thread_time
-    _wait(device)
-    start = clock()
-    for _ in range(times):
-        job()
-    _wait(device)
-    return max(clock() - start, 1e-9)
-
-
-def _wait(device: torch.device) -> None:
+def _now(device: torch.device) -> float:
+    """Seconds on a clock that starts anywhere; what the device was asked to do is done."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+    # A single thread never waits, so the processor time that it used is what it takes on a machine of its own, however
+    # many others compute now. Where that clock is coarse (Windows) it is no use.
+    elif torch.get_num_threads() == 1 and time.get_clock_info("thread_time").resolution < 1e-6:
+        return time.thread_time()
+    return time.perf_counter()

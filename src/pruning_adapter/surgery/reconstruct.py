@@ -52,7 +52,7 @@ def reconstruct_(
     batches: Iterable[Mapping[str, Tensor]],
     *,
     ridge: float = 1e-2,
-    inputs: Inputs = "pruned",
+    inputs: Inputs = "dense",
     allow_other_weights: bool = False,
     progress: bool | None = None,
 ) -> Model:
@@ -85,9 +85,9 @@ def reconstruct_(
             were. It is raised, with a warning, where there are fewer tokens than inputs.
         inputs: where X_K is measured:
 
-            * "pruned": in the model as pruned and corrected so far, in the order of execution, so that later
-              sub-layers correct for the earlier ones too. Takes a second copy of the model while it works.
-            * "dense": in the dense model.
+            * "dense": in the dense model. Several projections share a pass over the batches.
+            * "pruned": in the model as pruned and corrected so far, in the order of execution, so that a sub-layer
+              corrects for what the earlier ones still lack. One projection a pass, and a second copy of the model.
 
         allow_other_weights: accept a model of the same sizes with other weights, such as a fine-tuned one.
         progress: show a progress bar; by default only on a terminal.

@@ -90,7 +90,7 @@ def test_a_plan_that_would_leave_a_pruned_block_empty_is_refused() -> None:
     pa.prune_(model, first)
     with pytest.raises(PlanError, match=r"encoder\.layer\.0 of this model has only the heads \[2, 3\] left"):
         pa.prune_(model, second)
-    assert find_sites(model)[0].heads == 2
+    assert find_sites(model)[0].units == 2
 
 
 def test_a_model_built_from_a_pruned_config_alone_is_recognised() -> None:

@@ -53,7 +53,7 @@ from pruning_adapter.importance import (
 from pruning_adapter.importance.batching import LengthSortedBatches
 from pruning_adapter.planning import plan_pruning
 from pruning_adapter.storage import replace_folder, write_json, write_text
-from pruning_adapter.surgery import prune_
+from pruning_adapter.surgery import prune_, reconstruct_
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
 from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.recipes import RECIPES
@@ -227,13 +227,13 @@ class Bench:
         return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def ours(order: Any, reconstruct: Any = "none", rounds: int = 1) -> Arm:
+def ours(order: Any, reconstruct: Any = "none", rounds: int = 1, inputs: Any = "dense") -> Arm:
     def arm(bench: Bench, budget: float, draw: int) -> nn.Module:
         model = copy.deepcopy(bench.model)
         for number in range(1, rounds + 1):
             # Equal shares of what is left go in every round; then what remains is scored again.
             scores = bench.scores(order) if number == 1 else bench.measure(model, order)
-            prune_to_(bench, model, scores, budget ** (number / rounds), reconstruct)
+            prune_to_(bench, model, scores, budget ** (number / rounds), reconstruct, inputs)
         return model
 
     return arm
@@ -249,16 +249,19 @@ def reversed_units(bench: Bench, budget: float, draw: int) -> nn.Module:
 
 
 def prune_to_(
-    bench: Bench, model: nn.Module, scores: ImportanceScores, budget: float, reconstruct: Any = "none"
+    bench: Bench,
+    model: nn.Module,
+    scores: ImportanceScores,
+    budget: float,
+    reconstruct: Any = "none",
+    inputs: Any = "dense",
 ) -> nn.Module:
     # Budgets of the library are shares of the whole dense model.
     share = (budget * bench.encoder_macs + bench.fixed_macs) / bench.dense_macs
     plan = plan_pruning(scores, keep_macs=share, length=LENGTH, reconstruct=reconstruct)
     if reconstruct == "none":
         return prune_(model, plan)
-    from pruning_adapter.surgery.reconstruct import reconstruct_
-
-    return reconstruct_(model, plan, bench.batches, progress=False)
+    return reconstruct_(model, plan, bench.batches, inputs=inputs, progress=False)
 
 
 def torch_pruning(importance: Callable[[Any], Any], *, heads: float = 1.0, gradients: bool = False) -> Arm:
@@ -356,6 +359,7 @@ ARMS: dict[str, Arm] = {
     "second order": ours("second"),
     "second order, bias": ours("second", "bias"),
     "second order, lstsq": ours("second", "lstsq"),
+    "second order, lstsq in turn": ours("second", "lstsq", inputs="pruned"),
     "second order, 3 rounds": ours("second", rounds=3),
     "second order, 3 rounds, lstsq": ours("second", "lstsq", rounds=3),
     RIVAL: torch_pruning(lambda kinds: kinds.GroupTaylorImportance(), gradients=True),

@@ -13,6 +13,8 @@ from pruning_adapter.hooks import install as _install_hooks
 if TYPE_CHECKING:
     from pruning_adapter.adapter import PruneLoraConfig
     from pruning_adapter.checkpoint import load_pruned, save_pruned
+    from pruning_adapter.costs import LatencyTable
+    from pruning_adapter.evaluation.latency import measure_latency
     from pruning_adapter.importance import (
         ImportanceScores,
         gated,
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
         reversed_importance,
     )
     from pruning_adapter.planning import PruningPlan, RankPlan, plan_pruning, plan_ranks
-    from pruning_adapter.surgery import prune_
+    from pruning_adapter.surgery import prune_, reconstruct_
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ImportanceScores",
+    "LatencyTable",
     "PruneLoraConfig",
     "PruningPlan",
     "RankPlan",
@@ -35,10 +38,12 @@ __all__ = [
     "load_pruned",
     "magnitude_importance",
     "measure_importance",
+    "measure_latency",
     "plan_pruning",
     "plan_ranks",
     "prune_",
     "random_importance",
+    "reconstruct_",
     "reversed_importance",
     "save_pruned",
 ]
@@ -47,6 +52,8 @@ _HOME = {
     "PruneLoraConfig": "adapter",
     "load_pruned": "checkpoint",
     "save_pruned": "checkpoint",
+    "LatencyTable": "costs",
+    "measure_latency": "evaluation.latency",
     "ImportanceScores": "importance",
     "gated": "importance",
     "magnitude_importance": "importance",
@@ -58,6 +65,7 @@ _HOME = {
     "plan_pruning": "planning",
     "plan_ranks": "planning",
     "prune_": "surgery",
+    "reconstruct_": "surgery",
 }
 
 

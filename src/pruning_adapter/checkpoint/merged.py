@@ -13,6 +13,9 @@ from pruning_adapter.storage import replace_folder
 
 __all__ = ["load_pruned", "merge", "save_pruned"]
 
+ALIGNMENT = 64
+"""Bytes; where torch places the tensors that it makes."""
+
 
 def merge(model: nn.Module) -> nn.Module:
     """A plain Transformers model that computes what `model` computes: LoRA merged, trained norms and head in place.
@@ -82,10 +85,7 @@ def load_pruned(path: str | Path, **kwargs: Any) -> Any:
         config = transformers.AutoConfig.from_pretrained(location, **hub)
         if getattr(config, CONFIG_FIELD, None) is not None:
             PrunedState.from_json(getattr(config, CONFIG_FIELD))
-        name = (getattr(config, "architectures", None) or [None])[0]
-        model_class: object = getattr(transformers, str(name), None)
-        if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
-            raise CheckpointError(f"{location} names the class {name!r}, which is no model of this Transformers.")
+        model_class = _find_class(config, location)
         with stand_ins_in_place():
             model, info = cast(Any, model_class).from_pretrained(
                 location, config=config, use_safetensors=True, output_loading_info=True, **kwargs
@@ -97,7 +97,35 @@ def load_pruned(path: str | Path, **kwargs: Any) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(f"{location} lacks {len(missing)} weights, the first is {missing[0]!r}; save it again.")
+    _align_(model)
     return model
+
+
+def _find_class(config: Any, location: str) -> type[Any]:
+    """The model class that a config names: of Transformers, or the user's own, which must have been imported."""
+    import transformers
+
+    name = str((getattr(config, "architectures", None) or [None])[0])
+    stock: object = getattr(transformers, name, None)
+    waiting: list[type[Any]] = [stock] if isinstance(stock, type) else [transformers.PreTrainedModel]
+    for candidate in waiting:
+        if candidate.__name__ == name and issubclass(candidate, transformers.PreTrainedModel):
+            return candidate
+        waiting += candidate.__subclasses__()
+    raise CheckpointError(
+        f"{location} names the class {name!r}, which is neither a model of this Transformers nor one that was imported."
+    )
+
+
+def _align_(model: nn.Module) -> None:
+    """Move weights that lie across cache lines, as views of a file do.
+
+    Matrix products add up in another order there, and results would differ in the last bit from those of the model that
+    was saved.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -75,6 +76,12 @@ class Tiny:
     task: Task = "classification"
     blocks: str = "num_hidden_layers"
     """Name of the config's number of blocks (of the encoder)."""
+    module: ModuleType = transformers
+    """Where both classes are."""
+
+    @property
+    def model_class(self) -> Any:
+        return getattr(self.module, self.model)
 
 
 FAMILIES = {
@@ -230,15 +237,12 @@ def make_model(
     `auto` is an auto class that makes another model of the family, such as one for token classification.
     """
     tiny = FAMILIES[family]
-    config = getattr(transformers, tiny.config)(**{**tiny.sizes, **changes})
+    config = getattr(tiny.module, tiny.config)(**{**tiny.sizes, **changes})
     config._attn_implementation = attention
     # Built in the precision of the laws, so that constants computed on the way are as good as those of a loaded model.
     with torch.random.fork_rng(), default_dtype(torch.float64):
         torch.manual_seed(seed)
-        if auto is None:
-            model = getattr(transformers, tiny.model)(config)
-        else:
-            model = auto.from_config(config, attn_implementation=attention)
+        model = tiny.model_class(config) if auto is None else auto.from_config(config, attn_implementation=attention)
         randomize_(model)
     return model.to(dtype).eval()
 

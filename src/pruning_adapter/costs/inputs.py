@@ -48,8 +48,13 @@ def _has_decoder(base: Any) -> bool:
 
 
 def _ids(config: Any, batch: int, length: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    vocabulary = int(config.vocab_size)
-    return torch.randint(min(5, vocabulary - 1), vocabulary, (batch, length), generator=generator).to(device)
+    vocabulary, end = int(config.vocab_size), getattr(config, "eos_token_id", None)
+    ids = torch.randint(min(5, vocabulary - 1), vocabulary, (batch, length), generator=generator)
+    if isinstance(end, int) and 0 <= end < vocabulary:
+        # Some task heads read a sentence off at its end, of which there must be one.
+        ids[ids == end] = end - 1 if end else 1
+        ids[:, -1] = end
+    return ids.to(device)
 
 
 def _noise(shape: tuple[int, ...], generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Tensor:

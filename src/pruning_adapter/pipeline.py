@@ -89,7 +89,7 @@ def plan_from_settings(
         latency=latency,
         normalization=normalization,
         grouping=cast(Any, settings.grouping),
-        multiple_of=settings.multiple_of or (1 if latency is None else latency.multiple_of),
+        multiple_of=settings.multiple_of,
         allow_empty_blocks=settings.allow_empty_blocks,
         reconstruct=cast(Any, settings.reconstruct),
     )

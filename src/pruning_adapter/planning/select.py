@@ -41,7 +41,7 @@ def plan_pruning(
     latency: LatencyTable | None = None,
     normalization: Scope | None = None,
     grouping: Grouping | None = None,
-    multiple_of: int = 1,
+    multiple_of: int | None = None,
     allow_empty_blocks: bool = False,
     reconstruct: Reconstruction = "none",
 ) -> PruningPlan:
@@ -70,7 +70,8 @@ def plan_pruning(
             three rules, and the scores as they are for budgets.
         grouping: under grouped-query attention, whether "whole" key/value groups go, or query heads "even"ly from every
             group. None: whole groups, or single heads where all share one (multi-query).
-        multiple_of: round feed-forward widths to multiples of it.
+        multiple_of: round feed-forward widths to multiples of it. None: for `keep_latency`, to what the table found to
+            be fast; else 1.
         allow_empty_blocks: a block may lose all its heads or neurons; the sub-layer then adds only its bias.
         reconstruct: how surgery corrects the kept weights for what is gone: "none", "bias" or "lstsq"; see
             `reconstruct_`.
@@ -98,6 +99,8 @@ def plan_pruning(
     kinds: Sequence[Kind] = ("heads",) if rule == "keep_heads" else scores.kinds
     if rule == "keep_heads" and not scores.heads:
         raise PlanError("keep_heads needs scores of heads; score them too, or use another rule.")
+    if multiple_of is None:
+        multiple_of = 1 if keep_latency is None or latency is None else latency.multiple_of
     sites = make_items(scores, kinds=kinds, normalization=scope, grouping=grouping, multiple_of=multiple_of)
     if rule == "threshold":
         taken = _above(sites, float(given[rule]), allow_empty_blocks)

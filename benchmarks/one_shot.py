@@ -81,7 +81,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="random choices for each checkpoint and budget")
     parser.add_argument("--examples", type=int, default=512, help="training examples that arms choose by")
     parser.add_argument("--limit-train", type=int, default=8000, help="training rows of a task, at the most")
-    parser.add_argument("--recover", action="store_true", help="also train LoRA on what every arm produced")
+    parser.add_argument(
+        "--recover", nargs="*", choices=list(ARMS), help="also train LoRA on what these arms produced; none named: all"
+    )
     parser.add_argument("--recover-steps", type=int, default=250)
     parser.add_argument("--bf16", action="store_true", help="train with bfloat16 matrix products")
     parser.add_argument("--threads", type=int, default=1)
@@ -128,7 +130,7 @@ def key(cell: dict[str, Any]) -> tuple[Any, ...]:
 
 def wants_recovery(options: argparse.Namespace, cell: dict[str, Any]) -> bool:
     # One draw for each seed: training is what takes the time.
-    return options.recover and cell["draw"] == 0
+    return options.recover is not None and cell["draw"] == 0 and cell["arm"] in (options.recover or ARMS)
 
 
 @dataclass

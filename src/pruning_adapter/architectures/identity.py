@@ -121,8 +121,10 @@ def pruned_state(model: nn.Module) -> PrunedState | None:
     """What was removed from `model`; None if it is dense.
 
     Raises:
+        ArchitectureError: this is no Transformers model.
         CheckpointError: its config says something that cannot be.
     """
+    model_type_of(model)
     value = getattr(cast(Any, base_of(model)).config, CONFIG_FIELD, None)
     if value is None:
         return None

@@ -131,7 +131,8 @@ MultipleOf = Annotated[
 Grouping = Annotated[
     str | None,
     typer.Option(
-        help="Under grouped-query attention, whole groups go, or heads even from all. [whole]", rich_help_panel=_PLAN
+        help="Under grouped-query attention: even (heads of every group) or whole (groups). [even; whole for latency]",
+        rich_help_panel=_PLAN,
     ),
 ]
 Normalization = Annotated[

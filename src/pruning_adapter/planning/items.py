@@ -58,8 +58,8 @@ def make_items(
         scores: of a dense model, or of a pruned one, whose remaining units then compete.
         kinds: of units that may go.
         normalization: equation 1 over "block" or "model"; None: the scores as they are.
-        grouping: under grouped-query attention, "whole" key/value groups go, or one query head of every group at once
-            ("even"). None: whole groups where there are several, single heads where there is one (multi-query).
+        grouping: under grouped-query attention, one query head of every group goes at once ("even", or None), or whole
+            key/value groups ("whole"), or single heads where all share one group (multi-query).
         multiple_of: neurons that stay or go together, so that widths are multiples of it.
 
     Raises:
@@ -106,7 +106,7 @@ def _bundle(
     by_group: dict[int, list[int]] = {}
     for unit in ranked:
         by_group.setdefault(unit // site.group_size, []).append(unit)
-    if (grouping or ("even" if site.groups == 1 else "whole")) == "even":
+    if grouping != "whole" or site.groups == 1:
         return [tuple(sorted(slice_)) for slice_ in zip(*by_group.values(), strict=True)]
     of_unit = dict(zip(kept, values.tolist(), strict=True))
     whole = sorted(by_group.items(), key=lambda group: (-sum(of_unit[unit] for unit in group[1]), group[0]))

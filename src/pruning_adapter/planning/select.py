@@ -68,8 +68,9 @@ def plan_pruning(
         latency: a table measured on this machine; see `measure_latency`.
         normalization: equation 1 over the units of each "block" or of the whole "model". None: "block" for the first
             three rules, and the scores as they are for budgets.
-        grouping: under grouped-query attention, whether "whole" key/value groups go, or query heads "even"ly from every
-            group. None: whole groups, or single heads where all share one (multi-query).
+        grouping: under grouped-query attention, whether query heads go "even"ly from every group, or "whole" key/value
+            groups, which makes the cache smaller too and costs more accuracy. None: evenly; for `keep_latency` whole
+            groups, of which its table speaks. Where all heads share one group (multi-query), single ones go.
         multiple_of: round feed-forward widths to multiples of it. None: for `keep_latency`, to what the table found to
             be fast; else 1.
         allow_empty_blocks: a block may lose all its heads or neurons; the sub-layer then adds only its bias.
@@ -99,6 +100,8 @@ def plan_pruning(
     kinds: Sequence[Kind] = ("heads",) if rule == "keep_heads" else scores.kinds
     if rule == "keep_heads" and not scores.heads:
         raise PlanError("keep_heads needs scores of heads; score them too, or use another rule.")
+    if grouping is None and keep_latency is not None:
+        grouping = "whole"
     if multiple_of is None:
         multiple_of = 1 if keep_latency is None or latency is None else latency.multiple_of
     sites = make_items(scores, kinds=kinds, normalization=scope, grouping=grouping, multiple_of=multiple_of)

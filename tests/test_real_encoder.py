@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 import pruning_adapter as pa
-from conformance import logits, make_gates, one_thread
+from conformance import logits, make_gates, make_neuron_gates, one_thread
 from pruning_adapter.architectures.identity import count_parameters
+from pruning_adapter.costs.macs import count_macs
 from pruning_adapter.demo import find_demo_encoder, make_demo_task
 from pruning_adapter.errors import DataError
 from pruning_adapter.importance import LengthSortedBatches
@@ -54,6 +55,25 @@ def test_gating_equals_pruning_and_predictions_hold_in_float64(encoder: str) -> 
     pruned = pa.prune_(copy.deepcopy(model), plan)
     torch.testing.assert_close(logits(pruned, batch), gated, rtol=0, atol=1e-12)
     assert count_parameters(pruned) == plan.parameters == 22_713_986 - 22 * 49_248
+
+
+def test_heads_and_neurons_under_one_budget_hold_what_they_promise_in_float64(encoder: str) -> None:
+    data = make_demo_task(train=48, validation=2)
+    model: Any = load_base(encoder, label_names=data.label_names, seed=0).model.double().eval()
+    batches = make_batches(encoder, data.train, data.label_names)
+    scores = pa.measure_importance(model, batches, units=("heads", "neurons"), order="second")
+    plan = pa.plan_pruning(scores, keep_macs=0.5, length=32)
+    batch: dict[str, Tensor] = next(iter(batches))
+    with pa.gated(model, make_gates(plan), make_neuron_gates(plan)):
+        gated = logits(model, batch)
+    dense = count_macs(model, length=32)
+    pruned = pa.prune_(copy.deepcopy(model), plan)
+    torch.testing.assert_close(logits(pruned, batch), gated, rtol=0, atol=1e-12)
+    assert count_parameters(pruned) == plan.parameters
+    assert 0.49 * dense < count_macs(pruned, length=32) == plan.count_macs(32) <= 0.5 * dense
+    # Both kinds go, in the one currency.
+    assert plan.heads_kept < 72
+    assert plan.neurons_kept < 6 * 1536
 
 
 @pytest.mark.glue

@@ -1,6 +1,7 @@
 """Descriptions of families: what they refuse to say, and how they are found."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -88,3 +89,10 @@ def test_the_output_projection_lies_in_the_attention_or_beside_it() -> None:
     assert distilbert.output_in_core == "out_lin"
     # "attention.self" starts like "attention.selfish.dense" and does not contain it.
     assert replace(bert, output="attention.selfish.dense").output_in_core is None
+
+
+def test_an_unknown_fused_layout_is_refused() -> None:
+    with pytest.raises(
+        ArchitectureError, match=r"rows of 'qkv' are said to be fused 'at random'; use Fusion\.BY_ROLE or"
+    ):
+        Projection(path="qkv", roles=("query", "key", "value"), fusion=cast(Any, "at random"))

@@ -58,6 +58,13 @@ class Projection:
     optional: bool = False
     """Whether some configurations of the family lack it."""
 
+    def __post_init__(self) -> None:
+        if self.fusion not in tuple(Fusion):
+            raise ArchitectureError(
+                f"The rows of {self.path!r} are said to be fused {self.fusion!r}; use Fusion.BY_ROLE or Fusion.BY_HEAD."
+                " Another layout cannot be cut: give it projections of its own, or permute its rows first."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Follow:

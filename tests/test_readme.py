@@ -10,6 +10,7 @@ from transformers import BertTokenizer
 
 from pruning_adapter.architectures.table import supported_table
 from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
+from pruning_adapter.costs.macs import count_macs
 from pruning_adapter.demo import find_demo_encoder
 from pruning_adapter.errors import DataError
 from tiny import make_batch, make_model
@@ -27,7 +28,8 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", encoding="utf-8")
-    code = code_blocks(README)[0].replace("top_blocks=4", "top_blocks=1")
+    paper, budget = code_blocks(README)
+    code = paper.replace("top_blocks=4", "top_blocks=1")
     names: dict[str, Any] = {
         "model": make_model("bert"),
         "batches": [make_batch()],
@@ -36,6 +38,11 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     exec(code, names)
     assert {path.name for path in tmp_path.iterdir()} >= {"adapter", "merged"}
     assert names["plan"].heads_kept == 8
+    names["model"] = make_model("bert", max_position_embeddings=128)
+    exec(budget, names)
+    dense = make_model("bert", max_position_embeddings=128)
+    assert count_macs(names["model"], length=128) <= 0.5 * count_macs(dense, length=128)
+    assert (tmp_path / "smaller" / "model.safetensors").is_file()
 
 
 def test_the_table_of_supported_models_is_the_registrys() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import pruning_adapter as pa
+from pruning_adapter.adapter.linear import QuickLinear
 from pruning_adapter.architectures.identity import count_parameters, fingerprint_weights, identify
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
 from pruning_adapter.architectures.sites import find_all_sites, find_feed_forwards, find_sites, spec_of
@@ -429,7 +430,7 @@ class Conformance:
 
     # Adapter
 
-    def adapted(self, case: str, *, target: Any = "all-linear") -> tuple[Any, pa.RankPlan]:
+    def adapted(self, case: str, *, target: Any = "all-linear", quick: bool = True) -> tuple[Any, pa.RankPlan]:
         base = self.model()
         scores = pa.measure_importance(base, [self.batch()], units=("heads", "neurons"))
         plan = make_case(base, case)
@@ -438,7 +439,7 @@ class Conformance:
             pruning=plan,
             ranks=ranks,
             task_type=PEFT_TASKS[FAMILIES[self.family].task],
-            fan_in_fan_out=self.family == "gpt2",
+            quick_linear=quick,
         )
         return get_peft_model(base, config).eval(), ranks
 
@@ -449,6 +450,22 @@ class Conformance:
         torch.testing.assert_close(
             logits(model, batch), logits(pa.prune_(dense, make_case(dense, case)), batch), **TIGHT
         )
+
+    @pytest.mark.parametrize("size", [1, 6], ids=["thin products", "merged products"])
+    def test_fewer_products_give_what_pefts_own_give(self, size: int) -> None:
+        """Outputs and all gradients, on batches short enough for thin products and long enough for merged ones."""
+        models = [self.adapted("heads and neurons", quick=quick)[0] for quick in (True, False)]
+        assert any(isinstance(module, QuickLinear) for module in models[0].modules())
+        randomize_(models[0], only_trainable=True)
+        models[1].load_state_dict(models[0].state_dict())
+        found: list[list[Tensor]] = []
+        for model in models:
+            outputs = model(**{name: value[:size] for name, value in self.batch().items()})
+            outputs.loss.backward()
+            gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+            found.append([outputs.logits.detach(), *gradients])
+        for ours, pefts in zip(*found, strict=True):
+            torch.testing.assert_close(ours, pefts, rtol=1e-9, atol=1e-11)
 
     @pytest.mark.parametrize("target", ["attention", "all-linear"])
     @pytest.mark.parametrize("case", ["heads and neurons", "even groups", "empty blocks"])

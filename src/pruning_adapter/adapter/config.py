@@ -30,6 +30,8 @@ class PruneLoraConfig(LoraConfig):
             every block that has heads.
         base_fingerprint: of the base, where its weights were corrected for what is gone; filled in at injection.
         train_norms: whether the normalisation layers train, as in the paper.
+        quick_linear: compute LoRA linears in fewer products, to the same result, where nothing stands against it (LoRA
+            dropout, several active adapters, variants such as DoRA). Files do not depend on it.
         allow_other_weights: accept a base of the same sizes with other weights than the plan was made for. The adapter
             then remembers that base instead.
 
@@ -40,6 +42,7 @@ class PruneLoraConfig(LoraConfig):
     pruning: dict[str, Any] | PruningPlan | None = field(default=None, metadata={"help": "Which heads stay."})
     ranks: dict[str, Any] | RankPlan | None = field(default=None, metadata={"help": "LoRA rank per block."})
     train_norms: bool = field(default=True, metadata={"help": "Whether normalisation layers train."})
+    quick_linear: bool = field(default=True, metadata={"help": "Whether LoRA is computed in fewer products."})
     base_fingerprint: str | None = field(
         default=None, metadata={"help": "Of a reconstructed base, filled in at injection."}
     )

@@ -60,6 +60,7 @@ class _LoraProduct(Function):
         rows, dtype = inputs.flatten(0, -2), inputs.dtype
         merged = _merges(rows, maps)
         ctx.scalings, ctx.merged = scalings, merged
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs, *flat)
         sizes = [len(each.weight) for each in maps]
         if merged:

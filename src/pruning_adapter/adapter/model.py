@@ -48,7 +48,7 @@ class PruneLoraModel(LoraModel):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for site in find_all_sites(base):
             if site.units:
-                read_together_([site.module(projection.path) for projection in _readers_of_one_input(site)])
+                read_together_([site.block.get_submodule(part.path) for part in _readers_of_one_input(site)])
 
     @staticmethod
     def _create_new_module(lora_config: Any, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:

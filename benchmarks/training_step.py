@@ -1,12 +1,17 @@
-"""Time of a training step: full fine-tuning, stock PEFT LoRA and Prune-LoRA, side by side on real batches.
+"""Time and memory of a training step: full fine-tuning, stock PEFT LoRA and Prune-LoRA, side by side.
 
-    python benchmarks/training_step.py --model MODEL --data-dir GLUE --threads 2 --output RESULT.json
+    python benchmarks/training_step.py --model MODEL --data-dir GLUE --output RESULT.json
+    python benchmarks/training_step.py --model MODEL --shape bert-base --tasks --steps 5 --output RESULT.json
 
-In one process, the arms take turns on the same batches, A B C A B C ...; what is reported is the ratio to "stock LoRA"
-step by step: median and quartiles. A second stock LoRA shows the noise of the machine (A/A). Batches hold 32 examples
-of the task's own lengths. Two kinds of batches, never mixed: "random" as most people train (random order, padded to the
-longest), and "grouped" by length, as the recipe `default` does. Arms "stock" keep the model's own dropout; "no dropout"
-differs from Prune-LoRA in nothing but the pruning and the ranks. About five minutes on two cores.
+In one process the arms take turns on the same batches of 32 examples, A B C A B C ...; what is reported is the ratio to
+a baseline step by step: median and quartiles. There are two baselines, never mixed: *stock* is PEFT LoRA as people run
+it, with the model's own dropout; *stock, no dropout* differs from ours in nothing but the method. A second stock LoRA
+shows the noise of the machine (A/A). Batches have fixed lengths (random tokens), or those of a task: "random" as most
+people train (random order, padded to the longest), and "grouped" by length, as the recipe `default` does. "whole run"
+is the time of an epoch of grouped batches over that of stock LoRA on random ones.
+
+Memory is exact: "activations" are the bytes kept for the backward pass that are no weights, "peak" is the most that a
+step holds above the weights and the optimizer's state, gradients included.
 """
 
 import argparse
@@ -15,117 +20,211 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from torch import Tensor
 
+from pruning_adapter.architectures.identity import identify
+from pruning_adapter.costs.macs import count_model_macs
 from pruning_adapter.environment import machine, versions
-from pruning_adapter.evaluation.cost import count_trainable
+from pruning_adapter.evaluation.cost import count_trainable, peak_memory
 from pruning_adapter.importance import random_importance
 from pruning_adapter.planning import plan_pruning, plan_ranks
 from pruning_adapter.storage import write_json, write_text
-from pruning_adapter.training.base_model import load_base, load_tokenizer
+from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
 from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.recipes import RECIPES
 from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import tokenize
 from pruning_adapter.training.trainer import make_collator
 
-STOCK = replace(RECIPES["default"], adapter_dropout=None)
 PLAIN = RECIPES["default"]
-ARMS: dict[str, tuple[Any, Any]] = {
-    "stock LoRA": ("lora", STOCK),
-    "stock LoRA again (noise)": ("lora", STOCK),
-    "full fine-tuning": ("full", STOCK),
-    "LoRA, no dropout": ("lora", PLAIN),
-    "Prune-LoRA": ("prune-lora", PLAIN),
+STOCK = replace(PLAIN, adapter_dropout=None)
+BASELINES = ("stock LoRA", "stock LoRA, no dropout")
+ARMS: dict[str, tuple[Any, Any, dict[str, float]]] = {
+    "stock LoRA": ("lora", STOCK, {}),
+    "stock LoRA again (noise)": ("lora", STOCK, {}),
+    "full fine-tuning": ("full", STOCK, {}),
+    "stock LoRA, no dropout": ("lora", PLAIN, {}),
+    "ours, dense": ("prune-lora", PLAIN, {"keep_ratio": 1.0}),
+    "ours, 70 % of heads": ("prune-lora", PLAIN, {"keep_ratio": 0.7}),
+    "ours, 50 % of encoder MACs": ("prune-lora", PLAIN, {"encoder_macs": 0.5}),
 }
+"""Method, recipe, and what is kept."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--model", required=True, help="folder or hub id of a BERT")
     parser.add_argument("--model-id", help="name to record instead of a folder")
-    parser.add_argument("--data-dir", required=True, help="folder of GLUE data")
-    parser.add_argument("--tasks", nargs="+", default=["rte", "sst2"])
-    parser.add_argument("--keep-ratio", type=float, default=0.7)
+    parser.add_argument(
+        "--shape", choices=["own", "bert-base"], default="own", help="bert-base: its sizes, random weights"
+    )
+    parser.add_argument("--data-dir", help="folder of GLUE data")
+    parser.add_argument("--tasks", nargs="*", default=["rte", "sst2"], help="whose lengths are taken")
+    parser.add_argument("--lengths", nargs="*", type=int, default=[32, 128], help="fixed lengths")
     parser.add_argument("--steps", type=int, default=12, help="counted steps of each arm")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
 
-    rows = [row for task in options.tasks for row in measure_task(options, task)]
+    rows: list[dict[str, Any]] = []
+    for length in options.lengths:
+        batches = [fixed_batch(length, seed) for seed in range(options.steps + 2)]
+        rows += measure(options, {f"{length} tokens": batches}, classes=2)
+    for task in options.tasks:
+        data, tokenizer = load_glue(task, data_dir=Path(options.data_dir)), load_tokenizer(options.model)
+        features = tokenize(data.train, tokenizer, max_length=PLAIN.max_length, label_names=data.label_names)
+        kinds = {
+            f"{task}, {kind}": make_batches(
+                features, make_collator(tokenizer), grouped=kind == "grouped", count=options.steps + 2
+            )
+            for kind in ("random", "grouped")
+        }
+        rows += measure(options, kinds, classes=len(data.label_names), epoch=(f"{task}, random", f"{task}, grouped"))
     command = shlex.join(["python", *sys.argv])
     for path, shown in (
         (options.model, options.model_id or Path(options.model).name),
         (options.data_dir, "GLUE"),
         (str(options.output), options.output.name),
     ):
-        command = command.replace(path, shown)
+        command = command.replace(path, shown) if path else command
     content = {"command": command, "machine": machine(), "versions": versions(), "rows": rows}
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(content))
     print(table(content))
 
 
-def measure_task(options: argparse.Namespace, task: str) -> list[dict[str, Any]]:
-    data, tokenizer = load_glue(task, data_dir=Path(options.data_dir)), load_tokenizer(options.model)
-    features = tokenize(data.train, tokenizer, max_length=PLAIN.max_length, label_names=data.label_names)
-    arms = {name: make_step(options, data.label_names, *arm) for name, arm in ARMS.items()}
-    found = list[dict[str, Any]]()
-    for kind in ("random", "grouped"):
-        batches = make_batches(features, make_collator(tokenizer), grouped=kind == "grouped", count=options.steps + 2)
-        seconds = {name: list[float]() for name in arms}
-        for number, batch in enumerate(batches):
-            for name, (step, _) in arms.items():
+@dataclass(frozen=True)
+class Arm:
+    """A model in training."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    options: argparse.Namespace
+
+    def step(self, batch: dict[str, Tensor]) -> None:
+        self.forward(batch).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.options.device != "cpu":
+            torch.accelerator.synchronize()
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast(self.options.device, dtype=torch.bfloat16, enabled=self.options.bf16):
+            return self.model(**batch).loss
+
+
+def measure(
+    options: argparse.Namespace,
+    kinds: dict[str, list[dict[str, Tensor]]],
+    *,
+    classes: int,
+    epoch: tuple[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    arms = {name: make_arm(options, classes, *arm) for name, arm in ARMS.items()}
+    seconds = {(kind, name): list[float]() for kind in kinds for name in arms}
+    for number in range(options.steps + 2):
+        for kind, batches in kinds.items():
+            batch = {name: value.to(options.device) for name, value in batches[number].items()}
+            for name, arm in arms.items():
                 start = time.perf_counter()
-                step(batch)
+                arm.step(batch)
                 # The first two warm up.
                 if number >= 2:
-                    seconds[name].append(time.perf_counter() - start)
-        for name, (_, trainable) in arms.items():
-            ratios = [a / b for a, b in zip(seconds[name], seconds["stock LoRA"], strict=True)]
-            q1, median, q3 = statistics.quantiles(ratios, n=4)
-            tokens = statistics.mean(batch["input_ids"].numel() for batch in batches[2:])
-            found.append(
-                {
-                    "task": task,
-                    "batches": kind,
-                    "arm": name,
-                    "median": median,
-                    "q1": q1,
-                    "q3": q3,
-                    "trainable_parameters": trainable,
-                    "tokens_per_batch": tokens,
+                    seconds[kind, name].append(time.perf_counter() - start)
+    rows: list[dict[str, Any]] = []
+    for kind, batches in kinds.items():
+        # The longest batch decides whether a run fits into memory.
+        longest = max(batches, key=lambda batch: batch["input_ids"].numel())
+        longest = {name: value.to(options.device) for name, value in longest.items()}
+        peaks = {
+            name: peak_memory(lambda arm=arm: arm.step(longest), torch.device(options.device))
+            for name, arm in arms.items()
+        }
+        kept = {name: activation_bytes(arm, longest) for name, arm in arms.items()}
+        for name, arm in arms.items():
+            row: dict[str, Any] = {
+                "batches": kind,
+                "tokens_per_batch": statistics.mean(batch["input_ids"].numel() for batch in batches[2:]),
+                "arm": name,
+                "trainable_parameters": count_trainable(arm.model),
+            }
+            for baseline in BASELINES:
+                ratios = [a / b for a, b in zip(seconds[kind, name], seconds[kind, baseline], strict=True)]
+                q1, median, q3 = statistics.quantiles(ratios, n=4)
+                row[baseline] = {
+                    "time": {"median": median, "q1": q1, "q3": q3},
+                    "activations": kept[name] / kept[baseline],
+                    "peak": peaks[name] / peaks[baseline],
                 }
-            )
-    return found
+            if epoch is not None and kind == epoch[1]:
+                whole = statistics.mean(seconds[epoch[0], BASELINES[0]])
+                row["whole_run"] = statistics.mean(seconds[kind, name]) / whole
+            rows.append(row)
+            print(row, flush=True)
+    return rows
 
 
-def make_step(
-    options: argparse.Namespace, labels: tuple[str, ...], method: Any, recipe: Any
-) -> tuple[Callable[[Any], None], int]:
-    base = load_base(options.model, label_names=labels, seed=0)
+def make_arm(options: argparse.Namespace, classes: int, method: Any, recipe: Any, keep: dict[str, float]) -> Arm:
+    if options.shape == "bert-base":
+        torch.manual_seed(0)
+        config = transformers.BertConfig(num_labels=classes)
+        base = BaseModel(transformers.BertForSequenceClassification(config), fresh=())
+    else:
+        base = load_base(options.model, label_names=tuple(map(str, range(classes))), seed=0)
     plan = ranks = None
     if method == "prune-lora":
-        # Which heads go does not change the time, only how many.
-        scores = random_importance(base.model, seed=0)
-        plan = plan_pruning(scores, keep_ratio=options.keep_ratio)
+        # Which units go does not change the time, only how many.
+        units: Any = ("heads", "neurons") if "encoder_macs" in keep else ("heads",)
+        scores = random_importance(base.model, seed=0, units=units)
+        if "encoder_macs" in keep:
+            plan = plan_pruning(scores, keep_macs=share_of_model(base.model, keep["encoder_macs"]), length=128)
+        else:
+            plan = plan_pruning(scores, keep_ratio=keep["keep_ratio"])
         ranks = plan_ranks(scores, plan, top_blocks=round(len(plan.kept_heads) / 3))
-    model: Any = apply_method(base, method, recipe, plan=plan, ranks=ranks)
+    model: Any = apply_method(base, method, recipe, plan=plan, ranks=ranks).to(options.device)
     model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    return Arm(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5), options)
 
-    def step(batch: Any) -> None:
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
-    return step, count_trainable(model)
+def share_of_model(model: Any, share: float) -> float:
+    """Of the whole model's multiply-accumulates, when this share of the encoder's is kept."""
+    macs, sites = count_model_macs(model), identify(model).all_sites
+    fixed, dense = macs.kept(sites, [()] * len(sites), 128), macs.dense(128)
+    return (share * (dense - fixed) + fixed) / dense
+
+
+def activation_bytes(arm: Arm, batch: dict[str, Tensor]) -> int:
+    """What one forward pass keeps for the backward pass, weights apart, each storage once."""
+    sizes: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        alive.append(tensor)
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = arm.forward(batch)
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*arm.model.parameters(), *arm.model.buffers())}
+    inputs = {value.untyped_storage().data_ptr() for value in batch.values()}
+    del loss
+    return sum(size for place, size in sizes.items() if place not in weights | inputs)
+
+
+def fixed_batch(length: int, seed: int, size: int = 32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1000, 20_000, (size, length), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(size) % 2}
 
 
 def make_batches(features: list[Any], collate: Any, *, grouped: bool, count: int, size: int = 32) -> list[Any]:
@@ -134,29 +233,43 @@ def make_batches(features: list[Any], collate: Any, *, grouped: bool, count: int
     if not grouped:
         generator.shuffle(order)
     batches = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
-    return [collate(batch) for batch in generator.sample(batches, min(count, len(batches)))]
+    if not grouped:
+        return [collate(batch) for batch in batches[:count]]
+    # Evenly over all lengths, so that the mean is an epoch's.
+    places = [round((number + 0.5) * len(batches) / count - 0.5) for number in range(count)]
+    chosen = [collate(batches[place]) for place in places]
+    generator.shuffle(chosen)
+    return chosen
 
 
 def table(content: dict[str, Any]) -> str:
     where = content["machine"]
     lines = [
-        "# Time of a training step, as a ratio to stock LoRA",
+        "# Time and memory of a training step, as ratios to stock LoRA",
         "",
         f"    {content['command']}",
         "",
-        f"On {where['processor']}, {where['threads']} threads; "
+        f"On {where.get('gpu', where['processor'])}, {where['threads']} threads; "
         + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
         + ".",
         "",
-        "| task | batches | tokens a batch | arm | step time (quartiles) | trainable |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| batches (tokens) | arm | time / stock (quartiles) | time / stock, no dropout | activations / stock, / no dropout "
+        "| peak / stock, / no dropout | whole run / stock | trainable |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {row['task']} | {row['batches']} | {row['tokens_per_batch']:,.0f} | {row['arm']} "
-        f"| {row['median']:.2f} ({row['q1']:.2f} - {row['q3']:.2f}) | {row['trainable_parameters']:,} |"
-        for row in content["rows"]
-    ]
+    for row in content["rows"]:
+        stock, plain = (row[baseline] for baseline in BASELINES)
+        whole = f"{row['whole_run']:.2f}" if "whole_run" in row else ""
+        lines.append(
+            f"| {row['batches']} ({row['tokens_per_batch']:,.0f}) | {row['arm']} | {quartiles(stock['time'])} "
+            f"| {quartiles(plain['time'])} | {stock['activations']:.2f}, {plain['activations']:.2f} "
+            f"| {stock['peak']:.2f}, {plain['peak']:.2f} | {whole} | {row['trainable_parameters']:,} |"
+        )
     return "\n".join(lines) + "\n"
+
+
+def quartiles(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['q1']:.2f} - {ratio['q3']:.2f})"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,8 @@ def measure(
         # The longest batch decides whether a run fits into memory.
         longest = max(batches, key=lambda batch: batch["input_ids"].numel())
         longest = {name: value.to(options.device) for name, value in longest.items()}
-        peaks = {
-            name: peak_memory(lambda arm=arm: arm.step(longest), torch.device(options.device))
-            for name, arm in arms.items()
-        }
+        device = torch.device(options.device)
+        peaks = {name: peak_memory(partial(arm.step, longest), device) for name, arm in arms.items()}
         kept = {name: activation_bytes(arm, longest) for name, arm in arms.items()}
         for name, arm in arms.items():
             row: dict[str, Any] = {
@@ -253,8 +252,8 @@ def table(content: dict[str, Any]) -> str:
         + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
         + ".",
         "",
-        "| batches (tokens) | arm | time / stock (quartiles) | time / stock, no dropout | activations / stock, / no dropout "
-        "| peak / stock, / no dropout | whole run / stock | trainable |",
+        "| batches (tokens) | arm | time / stock (quartiles) | time / stock, no dropout "
+        "| activations / stock, / no dropout | peak / stock, / no dropout | whole run / stock | trainable |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in content["rows"]:

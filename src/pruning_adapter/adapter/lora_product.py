@@ -83,32 +83,33 @@ class _LoraProduct(Function):
         inputs, *flat = ctx.saved_tensors
         maps = _unflatten(flat, ctx.scalings)
         rows = inputs.flatten(0, -2)
+        used = [number for number, gradient in enumerate(gradients) if gradient is not None]
+        found: list[Tensor | None] = [None] * len(flat)
+        if not used:
+            return (None, None, *found)
+        grads = [cast(Tensor, gradients[number]).flatten(0, -2) for number in used]
+        downs = [maps[number].down.to(rows.dtype) for number in used]
+        ups = [maps[number].up.to(rows.dtype) for number in used]
+        # Thin products are slow for their size, so those that read the same input are one.
+        ranks = [len(down) for down in downs]
+        narrow = (rows @ torch.cat(downs).T).split(ranks, dim=1)
+        through = [grad @ up for grad, up in zip(grads, ups, strict=True)]
+        of_downs = (torch.cat(through, dim=1).T @ rows).split(ranks)
+        for place, number in enumerate(used):
+            each = maps[number]
+            found[4 * number + 2] = (each.scaling * of_downs[place]).to(each.down.dtype)
+            found[4 * number + 3] = (grads[place].T @ narrow[place]).mul_(each.scaling).to(each.up.dtype)
         of_inputs: Tensor | None = None
-        found: list[Tensor | None] = []
-        for number, (each, gradient) in enumerate(zip(maps, gradients, strict=True)):
-            if gradient is None:
-                found += [None, None, None, None]
-                continue
-            grad = gradient.reshape(-1, gradient.shape[-1])
-            down, up = each.down.to(rows.dtype), each.up.to(rows.dtype)
-            grad_up = None
-            if ctx.needs_input_grad[2 + 4 * number + 3]:
-                grad_up = (grad.T @ (rows @ down.T)).mul_(each.scaling).to(each.up.dtype)
-            through = grad @ up
-            grad_down = None
-            if ctx.needs_input_grad[2 + 4 * number + 2]:
-                grad_down = (through.T @ rows).mul_(each.scaling).to(each.down.dtype)
-            found += [None, None, grad_down, grad_up]
-            if ctx.needs_input_grad[0]:
-                if ctx.merged:
-                    weight = _merge([each], rows.dtype)
-                    of_inputs = grad @ weight if of_inputs is None else of_inputs.addmm_(grad, weight)
-                else:
-                    weight = each.weight.to(rows.dtype)
-                    of_inputs = grad @ weight if of_inputs is None else of_inputs.addmm_(grad, weight)
-                    of_inputs.addmm_(through, down, alpha=each.scaling)
-        back = None if of_inputs is None else of_inputs.view(inputs.shape)
-        return (back, None, *found)
+        if ctx.needs_input_grad[0]:
+            of_inputs = torch.empty_like(rows)
+            for place, number in enumerate(used):
+                each = maps[number]
+                weight = _merge([each], rows.dtype) if ctx.merged else each.weight.to(rows.dtype)
+                of_inputs.addmm_(grads[place], weight, beta=0 if place == 0 else 1)
+                if not ctx.merged:
+                    of_inputs.addmm_(through[place], downs[place], alpha=each.scaling)
+            of_inputs = of_inputs.view(inputs.shape)
+        return (of_inputs, None, *found)
 
 
 def _merges(rows: Tensor, maps: list[LoraMap]) -> bool:

@@ -20,6 +20,7 @@ BESIDE = {
     "importance": ("sweep.json", "sweep.png"),
     "plan": ("latency.json",),
     "train": ("base", "checkpoints"),
+    "merge": ("model.onnx", "model-int8.onnx"),
 }
 """What came of a step on the way: it goes when the step is done anew, and keeps no step from being done."""
 NEEDS = {

@@ -41,6 +41,8 @@ def replace_file(path: str | Path) -> Generator[Path]:
         aside.chmod(0o666 & ~_umask())
         aside.replace(target)
     except OSError as error:
+        if isinstance(error, OutputError | CheckpointError):
+            raise
         raise OutputError(_cannot_write(target, error)) from error
     finally:
         aside.unlink(missing_ok=True)

@@ -57,6 +57,7 @@ VERBS = {
     "--threads --verbose",
     "merge": "--output-dir --overwrite --threads --verbose",
     "evaluate": "--output-dir --overwrite --threads --verbose",
+    "export": "--onnx --int8 --model --output-dir --overwrite --threads --verbose",
     "report": "--output-dir",
 }
 
@@ -787,3 +788,21 @@ def test_brackets_in_names_are_shown_as_they_are(call: Call, base: Path, tmp_pat
     outcome = call("run", *options(base, tmp_path / "run", model=model))
     assert outcome.status == 0
     assert f"train with {model}" in outcome.out
+
+
+def test_the_merged_model_is_exported_for_onnxruntime(call: Call, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    save_model(tmp_path / "model")
+    outcome = call("export", "--onnx", "--int8", "--model", tmp_path / "model", "--output-dir", tmp_path)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert (tmp_path / "model-int8.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
+    again = call("export", "--onnx", "--model", tmp_path / "model", "--output-dir", tmp_path)
+    assert again.status == 2
+    assert "model.onnx exists already; replace it with --overwrite" in again.err
+
+
+def test_an_export_without_a_format_or_a_model_is_refused(call: Call, tmp_path: Path) -> None:
+    assert "Say what to export: --onnx, --int8, or both" in call("export", "--output-dir", tmp_path).err
+    missing = call("export", "--onnx", "--output-dir", tmp_path)
+    assert missing.status == 2
+    assert "merged is no folder. Run `pruning-adapter merge` first" in missing.err

@@ -7,6 +7,7 @@ import typer
 
 from pruning_adapter import __version__
 from pruning_adapter.cli.evaluate import evaluate
+from pruning_adapter.cli.export import export
 from pruning_adapter.cli.importance import importance
 from pruning_adapter.cli.merge import merge
 from pruning_adapter.cli.plan import plan
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (run, importance, plan, train, merge, evaluate, report):
+for verb in (run, importance, plan, train, merge, evaluate, export, report):
     app.command()(verb)
 
 

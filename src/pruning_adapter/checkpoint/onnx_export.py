@@ -1,0 +1,183 @@
+"""A model as ONNX: any batch size and length, checked against torch, and with 8-bit weights on request."""
+
+import copy
+import importlib.util
+import logging
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pruning_adapter.architectures.sites import base_of
+from pruning_adapter.checkpoint.merged import merge
+from pruning_adapter.costs.inputs import make_inputs
+from pruning_adapter.errors import CheckpointError, OutputError
+from pruning_adapter.storage import replace_file
+
+__all__ = ["export_onnx", "quantize_onnx", "run_onnx"]
+
+TOLERANCE = 1e-4
+"""The most that logits may differ from torch's, in float32."""
+CHECKED = ((1, 1), (2, 7), (3, 24))
+"""Batch sizes and lengths of the check; none is that of the export."""
+LARGEST = 2 * 10**9
+"""Bytes of one file of the format."""
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_onnx(model: nn.Module, path: str | Path) -> float:
+    """Write a model that reads text or images, and returns logits, as one ONNX file of dynamic batch size and length.
+
+    Adapters are merged, and weights widened to float32, in a copy. The file is written only after onnxruntime has given
+    torch's logits for several batch sizes and lengths.
+
+    Args:
+        model: dense or pruned, with or without adapters.
+        path: where to, such as "model.onnx"; an old file survives a failure.
+
+    Returns:
+        The largest difference of logits that was seen.
+
+    Raises:
+        OutputError: packages of the extra `onnx` are missing, the model has parts that cannot be exported or is beyond
+            2 GB, or its logits differ by more than 1e-4.
+    """
+    _check_packages()
+    merged: Any = merge(model)
+    # What was merged is a copy already.
+    plain: Any = (copy.deepcopy(merged) if merged is model else merged).float().cpu().eval()
+    if getattr(base_of(plain).config, "is_encoder_decoder", False):
+        raise OutputError("An encoder-decoder is generated with, step by step; export it with Optimum instead.")
+    if sum(weight.numel() * 4 for weight in plain.parameters()) > LARGEST:
+        raise OutputError(f"The weights are beyond {LARGEST / 1e9:.0f} GB, the most that one ONNX file can hold.")
+    inputs = make_inputs(plain, batch=4, length=12)
+    names = list(inputs)
+    with replace_file(path) as aside:
+        with _quiet(), torch.no_grad():
+            try:
+                program = torch.onnx.export(
+                    _Logits(plain, names),
+                    tuple(inputs.values()),
+                    input_names=names,
+                    output_names=["logits"],
+                    dynamic_shapes={"inputs": tuple(_dynamic(name) for name in names)},
+                    dynamo=True,
+                    external_data=False,
+                    verbose=False,
+                )
+            except Exception as error:  # torch raises many kinds, for what it cannot trace
+                raise OutputError(
+                    f"This {type(plain).__name__} cannot be exported: {_first_line(error.__cause__ or error)}"
+                ) from error
+            cast(Any, program).save(str(aside))
+        difference = _check(plain, aside)
+        if not difference <= TOLERANCE:
+            raise OutputError(f"The logits of the exported model differ by {difference:.2g} from torch's; not written.")
+    return difference
+
+
+def quantize_onnx(source: str | Path, path: str | Path) -> None:
+    """Write an exported model with 8-bit weights, whose activations are quantised as they come (dynamically).
+
+    Raises:
+        OutputError: packages of the extra `onnx` are missing, or the file cannot be written.
+        CheckpointError: `source` is no ONNX file.
+    """
+    _check_packages()
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    try:
+        content = onnx.load(str(source))
+    except Exception as error:  # protobuf raises its own kinds
+        raise CheckpointError(f"Cannot read the ONNX model {source}: {_first_line(error)}") from error
+    # The exporter turns weights over and leaves the old shapes behind, which the quantiser would believe.
+    del content.graph.value_info[:]
+    with replace_file(path) as aside, _quiet():
+        quantize_dynamic(content, str(aside), weight_type=QuantType.QInt8)
+
+
+def run_onnx(path: str | Path, inputs: Mapping[str, Tensor], *, threads: int | None = None) -> Tensor:
+    """Logits of an exported model, by onnxruntime on the CPU.
+
+    Raises:
+        OutputError: packages of the extra `onnx` are missing.
+    """
+    return torch.from_numpy(_session(path, threads).run(None, {name: x.numpy() for name, x in inputs.items()})[0])
+
+
+class _Logits(nn.Module):
+    """The model as a function of its inputs, in order, to its logits."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self._names = names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.model(**dict(zip(self._names, inputs, strict=True))).logits
+
+
+def _dynamic(name: str) -> dict[int, str]:
+    return {0: "batch"} if name == "pixel_values" else {0: "batch", 1: "length"}
+
+
+def _check(model: Any, path: Path) -> float:
+    """The largest difference of logits, over several shapes; padding on the right where there is a mask."""
+    session = _session(path, None)
+    worst = 0.0
+    for batch, length in CHECKED:
+        inputs = make_inputs(model, batch=batch, length=length)
+        if "attention_mask" in inputs:
+            inputs["attention_mask"][-1, length // 2 + 1 :] = 0
+        with torch.no_grad():
+            expected = model(**inputs).logits
+        (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        counted = torch.ones(expected.shape[:-1], dtype=torch.bool)
+        if expected.dim() == 3 and "attention_mask" in inputs:
+            # What stands at padding is nobody's business.
+            counted = inputs["attention_mask"].bool()
+        worst = max(worst, float((torch.from_numpy(found) - expected).abs()[counted].max()))
+    return worst
+
+
+def _session(path: str | Path, threads: int | None) -> Any:
+    _check_packages()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _check_packages() -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise OutputError(f"{', '.join(missing)} is missing: pip install 'pruning-adapter[onnx]'.")
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """The exporter and the quantiser say much that nobody can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root", "")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -10,7 +10,7 @@ from peft import get_peft_model
 import pruning_adapter as pa
 from conformance import logits, make_case
 from pruning_adapter.checkpoint import onnx_export
-from pruning_adapter.checkpoint.onnx_export import export_onnx, quantize_onnx, run_onnx
+from pruning_adapter.checkpoint.onnx_export import export_onnx, open_onnx, quantize_onnx
 from pruning_adapter.errors import CheckpointError, OutputError
 from tiny import make_batch, make_model, randomize_
 
@@ -38,10 +38,10 @@ def test_any_batch_size_and_length_gives_torchs_logits(family: str, case: str, t
     assert difference <= 1e-4
     for batch, length in ((1, 1), (5, 31)):
         inputs = make_inputs(batch, length)
-        torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", inputs), logits(model, inputs), rtol=0, atol=1e-4)
+        torch.testing.assert_close(open_onnx(tmp_path / "model.onnx")(inputs), logits(model, inputs), rtol=0, atol=1e-4)
     quantize_onnx(tmp_path / "model.onnx", tmp_path / "small.onnx")
     inputs = make_inputs(4, 9)
-    small, whole = run_onnx(tmp_path / "small.onnx", inputs, threads=1), logits(model, inputs)
+    small, whole = open_onnx(tmp_path / "small.onnx", threads=1)(inputs), logits(model, inputs)
     assert (small - whole).norm() < 0.2 * whole.norm()
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
 
@@ -55,14 +55,14 @@ def test_adapters_are_merged_in_a_copy(tmp_path: Path) -> None:
     before = logits(model, inputs)
     export_onnx(model, tmp_path / "model.onnx")
     assert torch.equal(logits(model, inputs), before)
-    torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", inputs), before, rtol=0, atol=1e-4)
+    torch.testing.assert_close(open_onnx(tmp_path / "model.onnx")(inputs), before, rtol=0, atol=1e-4)
 
 
 def test_images_have_a_dynamic_batch(tmp_path: Path) -> None:
     model = pruned("vit", "heads and neurons")
     export_onnx(model, tmp_path / "model.onnx")
     inputs = {"pixel_values": make_batch("image", size=5)["pixel_values"].float()}
-    torch.testing.assert_close(run_onnx(tmp_path / "model.onnx", inputs), logits(model, inputs), rtol=0, atol=1e-4)
+    torch.testing.assert_close(open_onnx(tmp_path / "model.onnx")(inputs), logits(model, inputs), rtol=0, atol=1e-4)
 
 
 def test_a_model_in_another_type_is_widened_in_a_copy(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from pruning_adapter.costs.inputs import make_inputs
 from pruning_adapter.errors import CheckpointError, OutputError
 from pruning_adapter.storage import replace_file
 
-__all__ = ["export_onnx", "quantize_onnx", "run_onnx"]
+__all__ = ["export_onnx", "open_onnx", "quantize_onnx"]
 
 TOLERANCE = 1e-4
 """The most that logits may differ from torch's, in float32."""
@@ -101,13 +101,18 @@ def quantize_onnx(source: str | Path, path: str | Path) -> None:
         quantize_dynamic(content, str(aside), weight_type=QuantType.QInt8)
 
 
-def run_onnx(path: str | Path, inputs: Mapping[str, Tensor], *, threads: int | None = None) -> Tensor:
-    """Logits of an exported model, by onnxruntime on the CPU.
+def open_onnx(path: str | Path, *, threads: int | None = None) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """An exported model as a function from inputs to logits, run by onnxruntime on the CPU.
 
     Raises:
         OutputError: packages of the extra `onnx` are missing.
     """
-    return torch.from_numpy(_session(path, threads).run(None, {name: x.numpy() for name, x in inputs.items()})[0])
+    session = _session(path, threads)
+
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+
+    return run
 
 
 class _Logits(nn.Module):
@@ -128,7 +133,7 @@ def _dynamic(name: str) -> dict[int, str]:
 
 def _check(model: Any, path: Path) -> float:
     """The largest difference of logits, over several shapes; padding on the right where there is a mask."""
-    session = _session(path, None)
+    run = open_onnx(path)
     worst = 0.0
     for batch, length in CHECKED:
         inputs = make_inputs(model, batch=batch, length=length)
@@ -136,12 +141,11 @@ def _check(model: Any, path: Path) -> float:
             inputs["attention_mask"][-1, length // 2 + 1 :] = 0
         with torch.no_grad():
             expected = model(**inputs).logits
-        (found,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
         counted = torch.ones(expected.shape[:-1], dtype=torch.bool)
         if expected.dim() == 3 and "attention_mask" in inputs:
             # What stands at padding is nobody's business.
             counted = inputs["attention_mask"].bool()
-        worst = max(worst, float((torch.from_numpy(found) - expected).abs()[counted].max()))
+        worst = max(worst, float((run(inputs) - expected).abs()[counted].max()))
     return worst
 
 

@@ -413,19 +413,22 @@ def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
         (str(options.output), options.output.name),
     ):
         command = command.replace(path, shown)
-    content = {"command": command, "model": options.model_id or options.model, "cells": cells}
+    # A grid that was made in several goes names them all.
+    before = json.loads(options.output.read_text())["commands"] if options.output.exists() else []
+    commands = list(dict.fromkeys([*before, command]))
+    content = {"commands": commands, "model": options.model_id or options.model, "cells": cells}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, content)
-    write_text(options.output.with_suffix(".md"), table(command, content["model"], cells))
+    write_text(options.output.with_suffix(".md"), table(commands, content["model"], cells))
 
 
-def table(command: str, model: str, cells: list[dict[str, Any]]) -> str:
+def table(commands: list[str], model: str, cells: list[dict[str, Any]]) -> str:
     """One row per task, budget and arm: mean over seeds (of means over draws) with Student's t interval."""
     first = cells[0]
     lines = [
         f"# {model}: accuracy right after pruning, at equal counted compute",
         "",
-        f"    {command}",
+        *(f"    {command}" for command in commands),
         "",
         f"On {first['machine'].get('gpu', first['machine']['processor'])}; "
         + ", ".join(f"{name} {number}" for name, number in first["versions"].items())

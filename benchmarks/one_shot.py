@@ -437,7 +437,7 @@ def table(commands: list[str], model: str, cells: list[dict[str, Any]]) -> str:
         f"the dense encoder's; the pooler and the classifier ({first['fixed_macs']:,}, the same in all) are not in it. "
         "The interval is Student's t over seeds, each with its own fine-tuned model; draws of a seed are averaged "
         "first. Beside Torch-Pruning Taylor: the mean of the differences on the same checkpoints. "
-        "The standard error is that of one run on the validation set.",
+        "The standard error is that of one run on the validation set. Behind the accuracy after LoRA: its seeds.",
         "",
         "| task | train / validation rows | compute asked | arm | compute counted | accuracy | one run's s.e. "
         "| beside Torch-Pruning Taylor | after LoRA | seeds |",
@@ -457,12 +457,13 @@ def table(commands: list[str], model: str, cells: list[dict[str, Any]]) -> str:
                 mean = statistics.mean(values.values())
                 error = (mean * (100 - mean) / group[0]["examples"]) ** 0.5
                 shares = [100 * cell["encoder_share"] for cell in group]
+                recovered = f"{spread(after.values())} ({len(after)})" if after else ""
                 low, high = f"{min(shares):.2f}", f"{max(shares):.2f}"
                 lines.append(
                     f"| {task} | {group[0]['train_examples']:,} / {group[0]['examples']:,} | {100 * budget:.0f} % "
                     f"| {arm} "
                     f"| {low if low == high else f'{low} - {high}'} % | {spread(values.values())} | {error:.1f} "
-                    f"| {spread(gaps, '+')} | {spread(after.values())} | {len(values)} |"
+                    f"| {spread(gaps, '+')} | {recovered} | {len(values)} |"
                 )
     return "\n".join(lines) + "\n"
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def main() -> None:
     dense = transformers.AutoModelForSequenceClassification.from_pretrained(options.model).eval()
     models = make_models(dense)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        calls = make_calls(models, options, Path(folder))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        calls = make_calls(models, options, Path(folder), stack)
         for batch in options.batches:
             for length in options.lengths:
                 # About as much work for every shape.
@@ -104,12 +105,14 @@ def make_models(dense: Any) -> dict[str, tuple[Any, list[torch.Tensor] | None]]:
     }
 
 
-def make_calls(models: Any, options: argparse.Namespace, folder: Path) -> dict[tuple[str, str], Callable[[Any], Any]]:
+def make_calls(
+    models: Any, options: argparse.Namespace, folder: Path, stack: ExitStack
+) -> dict[tuple[str, str], Callable[[Any], Any]]:
     calls: dict[tuple[str, str], Callable[[Any], Any]] = {}
     for number, (name, (model, gates)) in enumerate(models.items()):
         if gates is not None:
-            # Entered for good: what is measured is the forward pass.
-            pa.gated(model, gates).__enter__()
+            # For as long as is measured: the gates are a part of this model.
+            stack.enter_context(pa.gated(model, gates))
         calls[name, "eager"] = lambda inputs, model=model: model(**inputs)
         if gates is not None or "noise" in name:
             continue

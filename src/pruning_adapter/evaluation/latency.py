@@ -7,9 +7,8 @@ difference to the copy whose site is empty.
 Why so: the rest of the block stays whole because a sub-layer alone finds caches that it does not have in the model, and
 looks faster than it is there; blocks are timed by themselves because the differences between whole models, of which one
 block was cut, drown in noise; and every run is paired with one of the same reference because a machine that others use
-changes its speed from second to second. On all-MiniLM-L6-v2 (one CPU thread, uneven plans) sub-layers alone predicted
-12 to 19 % too much, whole models with one kind of site cut 5 to 7 % too little, and medians that are not paired erred
-by up to 14 % on a busy machine, where this erred by up to 5 %, mostly 2 %.
+changes its speed from second to second. How well that predicts:
+benchmarks/latency_table.py.
 """
 
 import copy

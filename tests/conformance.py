@@ -25,6 +25,7 @@ from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
 from pruning_adapter.costs.macs import count_macs, count_model_macs
 from pruning_adapter.errors import PlanError
 from pruning_adapter.evaluation.cost import count_trainable
+from pruning_adapter.surgery import fuse
 from tiny import FAMILIES, Task, make_batch, make_model, randomize_
 
 CASES = ("heads", "neurons", "heads and neurons", "even groups", "empty blocks")
@@ -312,6 +313,19 @@ class Conformance:
         for model in (stepwise, swapped):
             torch.testing.assert_close(logits(model, batch), logits(at_once, batch), rtol=0, atol=0)
             assert model.config.pruning == at_once.config.pruning
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_one_product_for_query_key_and_value_gives_what_three_give(
+        self, case: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fuse, "FEWEST_TOKENS", {})
+        model = self.model()
+        pa.prune_(model, make_case(model, case))
+        alone = logits(model, self.batch())
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+        fuse.fuse_(model)
+        torch.testing.assert_close(logits(model, self.batch()), alone, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=0)
 
     def test_pruning_nothing_is_the_identity(self) -> None:
         model, batch = self.model(), self.batch()

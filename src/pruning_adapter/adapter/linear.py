@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pruning_adapter.adapter.lora_product import LoraMap, lora_product
+from pruning_adapter.surgery.one_input import OneInput
 
 __all__ = ["QuickLinear", "read_together_"]
 
@@ -20,7 +21,7 @@ __all__ = ["QuickLinear", "read_together_"]
 class QuickLinear(Linear):
     """PEFT's LoRA linear, computed by `lora_product`."""
 
-    together: "_Together | None" = None
+    together: OneInput | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As PEFT's: `(..., inputs)` → `(..., outputs)`."""
@@ -28,7 +29,9 @@ class QuickLinear(Linear):
         if map_ is None:
             return super().forward(x, *args, **kwargs)
         if self.together is not None and not torch.compiler.is_compiling():
-            return self.together.forward(self, x)
+            found = self.together.ask(self, x)
+            if found is not None:
+                return found
         return lora_product(x, [map_])[0]
 
     def lora_map(self) -> LoraMap | None:
@@ -50,40 +53,10 @@ class QuickLinear(Linear):
         return LoraMap(weight, base.bias, down, up, float(self.scaling[name]))
 
 
-class _Together:
-    """Linears that read one input, such as query, key and value: the first that is called computes for all.
-
-    Not a module, so that nothing of it is saved.
-    """
-
-    def __init__(self, members: Sequence[QuickLinear]) -> None:
-        self._members = list(members)
-        self._input: Tensor | None = None
-        self._waiting: dict[int, Tensor] = {}
-
-    def forward(self, asked: QuickLinear, x: Tensor) -> Tensor:
-        """What `asked` makes of `x`."""
-        found = self._waiting.pop(id(asked), None) if self._input is x else None
-        if found is None:
-            maps = [member.lora_map() for member in self._members]
-            known = [each for each in maps if each is not None]
-            # A replica on another device is none of the members.
-            if len(known) < len(maps) or all(member is not asked for member in self._members):
-                return lora_product(x, [cast(LoraMap, asked.lora_map())])[0]
-            outputs = lora_product(x, known)
-            self._waiting = {id(member): output for member, output in zip(self._members, outputs, strict=True)}
-            self._input = x
-            found = self._waiting.pop(id(asked))
-        if not self._waiting:
-            # Nothing must outlive the step.
-            self._input = None
-        return found
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_members": self._members}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_members"])
+def _compute(members: Sequence[QuickLinear], inputs: Tensor) -> Sequence[Tensor] | None:
+    maps = [member.lora_map() for member in members]
+    known = [each for each in maps if each is not None]
+    return lora_product(inputs, known) if len(known) == len(maps) else None
 
 
 def read_together_(members: Sequence[nn.Module]) -> None:
@@ -92,6 +65,6 @@ def read_together_(members: Sequence[nn.Module]) -> None:
     Those that are no `QuickLinear` go on alone.
     """
     quick = [member for member in members if isinstance(member, QuickLinear)]
-    together = _Together(quick) if len(quick) > 1 else None
+    together = OneInput(quick, _compute) if len(quick) > 1 else None
     for member in quick:
         member.together = together

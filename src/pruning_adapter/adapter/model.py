@@ -13,7 +13,6 @@ from pruning_adapter.adapter.config import PruneLoraConfig
 from pruning_adapter.adapter.linear import QuickLinear, read_together_
 from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
 from pruning_adapter.architectures.sites import Site, find_all_sites, spec_of
-from pruning_adapter.architectures.spec import AttentionSpec, Projection
 from pruning_adapter.errors import AdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.planning.rank_plan import ROLES
@@ -48,7 +47,7 @@ class PruneLoraModel(LoraModel):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for site in find_all_sites(base):
             if site.units:
-                read_together_([site.block.get_submodule(part.path) for part in _readers_of_one_input(site)])
+                read_together_([site.block.get_submodule(part.path) for part in site.readers_of_one_input])
 
     @staticmethod
     def _create_new_module(lora_config: Any, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:
@@ -59,15 +58,6 @@ class PruneLoraModel(LoraModel):
         # Where the weights lie is a fact, so nobody needs to say it.
         lora_config.fan_in_fan_out = kind is Conv1D
         return QuickLinear(target, adapter_name, config=lora_config, is_target_conv_1d_layer=kind is Conv1D, **kwargs)
-
-
-def _readers_of_one_input(site: Site) -> Sequence[Projection]:
-    """Projections that are always given the same input: not a cross-attention's, nor those that read positions too."""
-    attention = site.spec if isinstance(site.spec, AttentionSpec) else None
-    if attention is not None and attention.cross:
-        return ()
-    roles = {role for projection in site.spec.projections for role in projection.roles}
-    return () if any(role.startswith("position_") for role in roles) else site.projections
 
 
 def _ensure_pruned_(model: nn.Module, config: PruneLoraConfig) -> None:

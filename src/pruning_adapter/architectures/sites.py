@@ -63,6 +63,14 @@ class Site:
         return tuple(p for p in self.spec.projections if not p.optional or _has(self.block, p.path))
 
     @property
+    def readers_of_one_input(self) -> tuple[Projection, ...]:
+        """Projections that are always given the same input: not a cross-attention's, nor those of positions too."""
+        if isinstance(self.spec, AttentionSpec) and self.spec.cross:
+            return ()
+        roles = {role for projection in self.spec.projections for role in projection.roles}
+        return () if any(role.startswith("position_") for role in roles) else self.projections
+
+    @property
     def output(self) -> nn.Module:
         """The output projection, as it is called (with its LoRA wrapper, if it has one)."""
         return self.block.get_submodule(self.spec.output)

@@ -10,6 +10,7 @@ from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
 from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
 from pruning_adapter.errors import CheckpointError, OutputError
 from pruning_adapter.storage import replace_folder
+from pruning_adapter.surgery.fuse import fuse_
 
 __all__ = ["load_pruned", "merge", "save_pruned"]
 
@@ -62,7 +63,7 @@ def _check_replaceable(folder: Path) -> None:
         raise OutputError(f"{folder} holds {shown!r}, so it is no saved model to replace; name another folder.")
 
 
-def load_pruned(path: str | Path, **kwargs: Any) -> Any:
+def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     """Load what `save_pruned` wrote: a Transformers model of the class that was saved.
 
     Plain `AutoModelForX.from_pretrained` does the same once `pruning_adapter` is imported; this function chooses the
@@ -70,6 +71,8 @@ def load_pruned(path: str | Path, **kwargs: Any) -> Any:
 
     Args:
         path: folder or hub id.
+        fuse: compute query, key and value as one product where the family keeps them apart, which is for inference;
+            see `pruning_adapter.surgery.fuse_`.
         kwargs: handed to `from_pretrained`, such as `dtype`, `device_map`, `revision`.
 
     Raises:
@@ -98,7 +101,7 @@ def load_pruned(path: str | Path, **kwargs: Any) -> Any:
     if missing:
         raise CheckpointError(f"{location} lacks {len(missing)} weights, the first is {missing[0]!r}; save it again.")
     _align_(model)
-    return model
+    return fuse_(model) if fuse else model
 
 
 def _find_class(config: Any, location: str) -> type[Any]:

@@ -6,7 +6,8 @@ All models and runtimes take turns in one process, A B C A B C ..., on the same 
 ratio to the dense model in eager torch, round by round: median and quartiles. A second dense model shows the noise of
 the machine (A/A). "masked" is what the paper did before it removed heads: the dense model, whose pruned heads are
 multiplied by zero. Which units go does not change the time, so they are chosen at random, feed-forward widths rounded
-to multiples of 8. ONNX models need `pip install "pruning-adapter[onnx]"`.
+to multiples of 8. "fused" computes query, key and value as one product. Compiling needs a C++ compiler, ONNX models
+need `pip install "pruning-adapter[onnx]"`.
 """
 
 import argparse
@@ -31,16 +32,17 @@ from pruning_adapter.costs.inputs import make_inputs
 from pruning_adapter.costs.macs import count_macs, count_model_macs
 from pruning_adapter.environment import machine, versions
 from pruning_adapter.storage import write_json, write_text
+from pruning_adapter.surgery import fuse_
 
 LENGTH = 128
-RUNTIMES = ("eager", "compiled", "onnx", "onnx int8")
+RUNTIMES = ("eager", "eager, fused", "compiled", "onnx", "onnx int8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id of an encoder")
     parser.add_argument("--model-id", help="name to record instead of a folder")
-    parser.add_argument("--runtimes", nargs="+", default=["eager", "onnx", "onnx int8"], choices=RUNTIMES)
+    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, choices=RUNTIMES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--lengths", nargs="+", type=int, default=[32, 128, 512])
     parser.add_argument("--repeats", type=int, default=11)
@@ -116,6 +118,9 @@ def make_calls(
         calls[name, "eager"] = lambda inputs, model=model: model(**inputs)
         if gates is not None or "noise" in name:
             continue
+        if "eager, fused" in options.runtimes:
+            fused = fuse_(copy.deepcopy(model))
+            calls[name, "eager, fused"] = lambda inputs, fused=fused: fused(**inputs)
         if "compiled" in options.runtimes:
             compiled = torch.compile(model, dynamic=True)
             calls[name, "compiled"] = lambda inputs, compiled=compiled: compiled(**inputs)
@@ -131,14 +136,19 @@ def make_calls(
 
 def take_turns(calls: dict[tuple[str, str], Any], inputs: Any, repeats: int) -> dict[tuple[str, str], list[float]]:
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    with torch.no_grad():
-        for number in range(repeats + 2):
+    # Short calls are measured several at a time, because the clock and the scheduler have a grain.
+    times = max(1, 2048 // inputs["input_ids"].numel())
+    with torch.inference_mode():
+        for call in calls.values():
+            call(inputs)
+        for _ in range(repeats):
             for key, call in calls.items():
-                start = time.perf_counter()
+                # The threads of the runtime before go on spinning for a while, and the caches hold its weights.
                 call(inputs)
-                # The first two warm up.
-                if number >= 2:
-                    seconds[key].append(time.perf_counter() - start)
+                start = time.perf_counter()
+                for _ in range(times):
+                    call(inputs)
+                seconds[key].append((time.perf_counter() - start) / times)
     return seconds
 
 

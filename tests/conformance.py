@@ -23,9 +23,10 @@ from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
 from pruning_adapter.architectures.sites import find_all_sites, find_feed_forwards, find_sites, spec_of
 from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
 from pruning_adapter.costs.macs import count_macs, count_model_macs
-from pruning_adapter.errors import PlanError
+from pruning_adapter.errors import ArchitectureError, PlanError
 from pruning_adapter.evaluation.cost import count_trainable
 from pruning_adapter.surgery import fuse
+from pruning_adapter.training.padding_free import leave_out_padding_
 from tiny import FAMILIES, Task, make_batch, make_model, randomize_
 
 CASES = ("heads", "neurons", "heads and neurons", "even groups", "empty blocks")
@@ -153,6 +154,30 @@ class Conformance:
                 one["labels"] = one["labels"][:, : int((one["labels"] != -100).sum())]
             rows.append(one)
         return rows
+
+    # Padding
+
+    @pytest.mark.parametrize("case", ["heads and neurons", "empty blocks"])
+    def test_leaving_out_padding_changes_nothing_but_padding(self, case: str) -> None:
+        """Outputs and gradients; families that cannot do it say so."""
+        # Eager attention computes its softmax in float32 in some families.
+        models: list[Any] = [self.model(attention=backends(self.family)[-1]) for _ in range(2)]
+        for model in models:
+            pa.prune_(model, make_case(model, case))
+        if not all(stack.padding_free for stack in spec_of(models[0]).stacks):
+            with pytest.raises(ArchitectureError, match="cannot leave out padding"):
+                leave_out_padding_(models[0])
+            return
+        leave_out_padding_(models[1])
+        for padded in (True, False):
+            found: list[list[Tensor]] = []
+            for model in models:
+                outputs = model(**self.batch(padded=padded))
+                outputs.loss.backward()
+                gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+                found.append([outputs.logits.detach(), *gradients])
+            for plain, packed in zip(*found, strict=True):
+                torch.testing.assert_close(packed, plain, rtol=1e-10, atol=1e-12)
 
     # The description
 

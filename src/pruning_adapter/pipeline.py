@@ -49,6 +49,7 @@ from pruning_adapter.training.base_model import BaseModel, load_base, load_token
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
 from pruning_adapter.training.methods import apply_method
+from pruning_adapter.training.padding_free import check_padding_free, leave_out_padding_
 from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
 from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import sample_examples, tokenize
@@ -192,6 +193,8 @@ class Run:
     def load_base(self) -> BaseModel:
         """A fresh dense base with a task head that starts the same way every time, on the device to train on."""
         base = load_base(self.model_path, label_names=self.data.label_names, seed=self.settings.seed)
+        if self.settings.padding_free:
+            check_padding_free(base.model)
         base.model.to(_device())
         return base
 
@@ -282,6 +285,7 @@ class Run:
                 units=settings.kinds,
                 order=cast(Any, settings.order),
                 reduction=cast(Any, settings.reduction),
+                stop_when_stable=settings.stop_when_stable,
                 task=self.data.name,
                 seed=settings.seed,
             )
@@ -313,6 +317,8 @@ class Run:
         base = self.load_adapted_base()
         model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
         trainable = count_trainable(model)
+        if self.settings.padding_free:
+            leave_out_padding_(model)
         checkpoints = self.folder / "checkpoints"
         history = train_(
             model,
@@ -370,6 +376,7 @@ class Run:
                 **self.recipe.to_json(),
                 "learning_rate": self.recipe.learning_rate[self.method],
                 "precision": "bfloat16 autocast" if self.settings.bf16 else "float32",
+                "padding_free": self.settings.padding_free,
             },
             quality=quality,
             cost={
@@ -397,7 +404,8 @@ class Run:
 
     def _scored_batches(self) -> LengthSortedBatches:
         sample = sample_examples(self.data.train, self.settings.examples, self.settings.seed)
-        return LengthSortedBatches(self.features(sample), make_collator(self.tokenizer))
+        shuffle = None if self.settings.stop_when_stable is None else self.settings.seed
+        return LengthSortedBatches(self.features(sample), make_collator(self.tokenizer), shuffle=shuffle)
 
     def _load_adapted(self) -> nn.Module:
         from peft import PeftModel

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from pruning_adapter.architectures.spec import Kind
-from pruning_adapter.errors import CheckpointError, DataError, OutputError, PlanError, TrainingError
+from pruning_adapter.errors import CheckpointError, DataError, ImportanceError, OutputError, PlanError, TrainingError
 from pruning_adapter.storage import read_json, write_json
 
 __all__ = ["BUDGETS", "RULES", "Scorer", "Settings"]
@@ -26,6 +26,7 @@ DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
     "train_rows": (DataError, lambda value: value >= 2, "2 or more"),
     "examples": (DataError, lambda value: value >= 1, "1 or more"),
+    "stop_when_stable": (ImportanceError, lambda value: 0 < value <= 1, "a rank correlation, in (0, 1]"),
     "epochs": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
     "learning_rate": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
     "accumulate": (TrainingError, lambda value: value >= 1, "1 or more"),
@@ -76,6 +77,8 @@ class Settings:
     reduction: str = "example"
     examples: int = 256
     """How many training examples the importance is measured on."""
+    stop_when_stable: float | None = None
+    """Measure on fewer, once the rankings of two halves of them agree this well."""
     normalization: str | None = None
     """None: per block, but under a budget the scores as they are."""
     preset: str | None = None
@@ -108,6 +111,8 @@ class Settings:
     rank_budget: int | None = None
     """Trainable parameters (LoRA and normalisation layers) to spread by importance, in place of high and low rank."""
     accumulate: int = 1
+    padding_free: bool = False
+    """Compute nothing for padding while training; for encoders such as BERT."""
     bf16: bool = False
     """Compute the matrix products of training in bfloat16 (autocast); weights and optimiser stay in float32."""
 
@@ -166,7 +171,7 @@ class Settings:
 
     def _check_names(self) -> None:
         # Some of these bring torch, which settings themselves can do without.
-        from pruning_adapter.importance.estimate import Order, Reduction
+        from pruning_adapter.importance.estimate import BY_EXAMPLE, Order, Reduction
         from pruning_adapter.importance.normalize import Scope
         from pruning_adapter.planning.budget import BYTES_PER_NUMBER
         from pruning_adapter.planning.items import Grouping
@@ -192,6 +197,11 @@ class Settings:
                 raise PlanError(
                     f"{name.capitalize()} {value!r} is unknown; use one of {', '.join(filter(None, known))}."
                 )
+        if self.stop_when_stable is not None and self.reduction not in BY_EXAMPLE:
+            raise ImportanceError(
+                f"stop_when_stable was given with reduction {self.reduction!r}, which does not tell one example from "
+                f"another; use {' or '.join(BY_EXAMPLE)}."
+            )
         find_recipe(self.recipe)
         if self.preset is not None:
             find_preset(self.preset)

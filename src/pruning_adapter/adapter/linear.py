@@ -1,7 +1,7 @@
 """LoRA linears inside PEFT's interface that compute the same as PEFT's own in less time and memory.
 
 Parameters, names and files are PEFT's. Where something is asked for that they do not speed up (dropout while training,
-several active adapters, merged weights, variants such as DoRA), PEFT's own forward runs.
+several active adapters, merged weights, quantised ones, variants such as DoRA), PEFT's own forward runs.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pruning_adapter.adapter.lora_product import LoraMap, lora_product
+from pruning_adapter.architectures.sites import has_plain_weight
 from pruning_adapter.surgery.one_input import OneInput
 
 __all__ = ["QuickLinear", "read_together_"]
@@ -41,6 +42,8 @@ class QuickLinear(Linear):
             return None
         (name,) = active
         base: Any = self.get_base_layer()
+        if type(base) not in (nn.Linear, Conv1D) or not has_plain_weight(base):
+            return None
         dropout = self.lora_dropout[name]
         drops = not isinstance(dropout, nn.Identity) and dropout.training
         if drops or name in self.lora_variant or self.lora_bias[name] or base.weight.requires_grad:

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruning_adapter.adapter.config import PruneLoraConfig
 from pruning_adapter.adapter.linear import QuickLinear, read_together_
+from pruning_adapter.adapter.quantize import is_packed
 from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
 from pruning_adapter.architectures.sites import Site, find_all_sites, spec_of
 from pruning_adapter.errors import AdapterError
@@ -48,6 +49,16 @@ class PruneLoraModel(LoraModel):
         for site in find_all_sites(base):
             if site.units:
                 read_together_([site.block.get_submodule(part.path) for part in site.readers_of_one_input])
+
+    def _check_merge_allowed(self) -> None:
+        """See PEFT's `BaseTuner`, which asks before every merge."""
+        super()._check_merge_allowed()
+        if is_packed(cast(nn.Module, self.model)):
+            raise AdapterError(
+                "The base was quantised, so a merge would round the adapter away with it. Save the adapter "
+                "(save_pretrained), load it onto the base that is not quantised (PeftModel.from_pretrained), and merge "
+                "it there."
+            )
 
     @staticmethod
     def _create_new_module(lora_config: Any, adapter_name: str, target: nn.Module, **kwargs: Any) -> nn.Module:

@@ -38,6 +38,7 @@ register(
                     projections=(Projection(path="ffn", roles=("up",)),),
                     output="ffn_output",
                 ),
+                padding_free=True,
                 built_by=("transformers.models.albert.modeling_albert", "AlbertLayer"),
             ),
         ),

@@ -45,6 +45,7 @@ def describe(family: str, model_type: str, block: str, *examples: str) -> None:
                     path="encoder.layer",
                     attentions=(ATTENTION,),
                     feed_forward=FEED_FORWARD,
+                    padding_free=True,
                     built_by=(f"transformers.models.{module}.modeling_{module}", block),
                 ),
             ),

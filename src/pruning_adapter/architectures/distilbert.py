@@ -34,6 +34,7 @@ register(
                     projections=(Projection(path="ffn.lin1", roles=("up",)),),
                     output="ffn.lin2",
                 ),
+                padding_free=True,
                 built_by=("transformers.models.distilbert.modeling_distilbert", "TransformerBlock"),
             ),
         ),

@@ -17,6 +17,7 @@ from pruning_adapter.architectures.sites import (
     find_feed_forwards,
     find_sites,
     find_stacks,
+    is_plain,
     model_type_of,
     spec_of,
     trunk_of,
@@ -203,9 +204,10 @@ def fingerprint_weights(model: nn.Module) -> str | None:
         for name, weight in sorted(_own_parameters(block)):
             if weight.is_meta:
                 return None
-            if not weight.dtype.is_floating_point:
+            if not is_plain(weight):
+                stored = f"{type(weight).__name__} of {weight.dtype}".replace("torch.", "")
                 raise ArchitectureError(
-                    f"{path}.{name} is stored as {weight.dtype}: a quantised model has lost the weights that identify "
+                    f"{path}.{name} is stored as {stored}: a quantised model has lost the weights that identify "
                     "it. Prune first, then quantise."
                 )
             digest.update(f"{path}.{name} {tuple(weight.shape)}\n".encode())

@@ -28,6 +28,7 @@ register(
                     projections=(Projection(path="mlp.Wi", roles=("gate", "up")),),
                     output="mlp.Wo",
                 ),
+                padding_free=True,
                 built_by=("transformers.models.modernbert.modeling_modernbert", "ModernBertEncoderLayer"),
             ),
         ),

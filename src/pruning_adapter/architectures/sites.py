@@ -27,6 +27,8 @@ __all__ = [
     "find_feed_forwards",
     "find_sites",
     "find_stacks",
+    "has_plain_weight",
+    "is_plain",
     "model_type_of",
     "sites_of_block",
     "spec_of",
@@ -265,10 +267,23 @@ def _has(root: nn.Module, path: str) -> bool:
 def features(linear: nn.Module) -> tuple[int, int]:
     """(input features, output features) of a linear map, whichever way its class stores the weight.
 
-    Transformers' `Conv1D` stores (in, out) and `nn.Linear` (out, in).
+    Transformers' `Conv1D` stores (in, out) and `nn.Linear` (out, in); a quantised weight may have any shape.
     """
+    if not has_plain_weight(linear) and hasattr(linear, "in_features"):
+        return int(cast(Any, linear).in_features), int(cast(Any, linear).out_features)
     rows, columns = cast(Tensor, linear.weight).shape
     return (rows, columns) if stores_inputs_first(linear) else (columns, rows)
+
+
+def has_plain_weight(linear: nn.Module) -> bool:
+    """Whether the weight is made of numbers as torch stores them, not packed by a library that quantises."""
+    weight = getattr(linear, "weight", None)
+    return is_plain(weight) if isinstance(weight, Tensor) else False
+
+
+def is_plain(weight: Tensor) -> bool:
+    """See `has_plain_weight`; libraries that quantise use whole numbers, or a tensor class of their own."""
+    return type(weight) in (Tensor, nn.Parameter) and weight.dtype.is_floating_point
 
 
 def stores_inputs_first(linear: nn.Module) -> bool:

@@ -175,6 +175,9 @@ class BlockStack:
     """Other Transformers modules with a class of that name, which must stay unaffected."""
     optional: bool = False
     """Whether some models of the family lack it: an encoder alone, a decoder alone."""
+    padding_free: bool = False
+    """Whether nothing but Transformers' attention interface mixes tokens, and positions are told by the argument
+    "position_embeddings" or not at all: then the tokens of a batch may lie in one row."""
 
 
 @dataclass(frozen=True, kw_only=True)

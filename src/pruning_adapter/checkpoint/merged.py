@@ -7,8 +7,9 @@ from typing import Any, cast
 from torch import nn
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
+from pruning_adapter.architectures.sites import is_plain
 from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
-from pruning_adapter.errors import CheckpointError, OutputError
+from pruning_adapter.errors import AdapterError, CheckpointError, OutputError
 from pruning_adapter.storage import replace_folder
 from pruning_adapter.surgery.fuse import fuse_
 
@@ -42,9 +43,16 @@ def save_pruned(model: nn.Module, path: str | Path, *, tokenizer: Any = None) ->
 
     Raises:
         OutputError: the folder cannot be written; what was there before is untouched.
+        AdapterError: the base was quantised by `quantize_base_`.
     """
     _check_replaceable(Path(path))
     plain = cast(Any, merge(model))
+    # Transformers saves what it quantised itself, and the config says so; it would save other packed weights as if they
+    # were the weights.
+    if getattr(plain, "hf_quantizer", None) is None and not all(is_plain(weight) for weight in plain.parameters()):
+        raise AdapterError(
+            "The weights were quantised in memory, which no checkpoint can say. Save the model that is not quantised."
+        )
     with replace_folder(path) as aside:
         plain.save_pretrained(aside)
         if tokenizer is not None:
@@ -73,10 +81,11 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
         path: folder or hub id.
         fuse: compute query, key and value as one product where the family keeps them apart, which is for inference;
             see `pruning_adapter.surgery.fuse_`.
-        kwargs: handed to `from_pretrained`, such as `dtype`, `device_map`, `revision`.
+        kwargs: handed to `from_pretrained`, such as `dtype`, `device_map`, `revision`, `quantization_config`.
 
     Raises:
-        CheckpointError: not such a folder, damaged, or incomplete.
+        CheckpointError: not such a folder, damaged, or incomplete; or quantised to 4 bits in a way that bitsandbytes
+            cannot compute on a CPU.
     """
     import transformers
 
@@ -100,6 +109,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(f"{location} lacks {len(missing)} weights, the first is {missing[0]!r}; save it again.")
+    _check_four_bits(model)
     _align_(model)
     return fuse_(model) if fuse else model
 
@@ -120,6 +130,24 @@ def _find_class(config: Any, location: str) -> type[Any]:
     )
 
 
+def _check_four_bits(model: nn.Module) -> None:
+    """Refuse widths that bitsandbytes (0.50) gets wrong on a CPU, which dense models hardly have and pruned ones do.
+
+    It unpacks a row that ends within a block of 64 with the scales of other blocks, and says nothing; in evaluation it
+    wants outputs by the 32.
+    """
+    for name, module in model.named_modules():
+        if type(module).__name__ != "Linear4bit":
+            continue
+        linear = cast(nn.Linear, module)
+        if linear.weight.device.type == "cpu" and (linear.in_features % 64 or linear.out_features % 32):
+            raise CheckpointError(
+                f"{name} maps {linear.in_features} inputs to {linear.out_features} outputs, which bitsandbytes cannot "
+                "compute in 4 bits on a CPU (64s of inputs and 32s of outputs). Load it on a GPU, in 8 bits, or without "
+                "quantization_config and use quantize_base_ on its adapter."
+            )
+
+
 def _align_(model: nn.Module) -> None:
     """Move weights that lie across cache lines, as views of a file do.
 
@@ -127,7 +155,8 @@ def _align_(model: nn.Module) -> None:
     was saved.
     """
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+        # Quantised weights were made just now, and not every class of them has a place to look at.
+        if is_plain(tensor) and tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
 
 

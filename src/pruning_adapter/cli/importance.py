@@ -26,6 +26,7 @@ def importance(
     order: o.Order = None,
     reduction: o.Reduction = None,
     examples: o.Examples = None,
+    stop_when_stable: o.StopWhenStable = None,
     seed: o.Seed = None,
     output_dir: o.OutputDir = Path("run"),
     figure: Annotated[Path | None, typer.Option(help="Also draw it, as PNG or SVG.")] = None,

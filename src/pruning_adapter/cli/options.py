@@ -34,6 +34,7 @@ __all__ = [
     "Order",
     "OutputDir",
     "Overwrite",
+    "PaddingFree",
     "Preset",
     "RankBudget",
     "RecipeName",
@@ -41,6 +42,7 @@ __all__ = [
     "Reduction",
     "ScorerName",
     "Seed",
+    "StopWhenStable",
     "Target",
     "Task",
     "TextColumns",
@@ -94,6 +96,13 @@ Reduction = Annotated[
     str | None, typer.Option(help="example, batch, token or bertology. [example]", rich_help_panel=_SCORES)
 ]
 Examples = Annotated[int | None, typer.Option(help="Training examples to measure on. [256]", rich_help_panel=_SCORES)]
+StopWhenStable = Annotated[
+    float | None,
+    typer.Option(
+        help="Stop measuring once the rankings of two halves of the examples agree this well, such as 0.9. [never]",
+        rich_help_panel=_SCORES,
+    ),
+]
 
 Preset = Annotated[
     str | None, typer.Option(help="A setting of the paper: paper or paper-counts.", rich_help_panel=_PLAN)
@@ -166,6 +175,10 @@ Accumulate = Annotated[
     int | None, typer.Option(help="Split each batch into this many parts. [1]", rich_help_panel=_TRAIN)
 ]
 
+PaddingFree = Annotated[
+    bool | None,
+    typer.Option("--padding-free", help="Compute nothing for padding (BERT-like encoders).", rich_help_panel=_TRAIN),
+]
 Bf16 = Annotated[
     bool | None, typer.Option("--bf16", help="Train with bfloat16 matrix products.", rich_help_panel=_TRAIN)
 ]

@@ -23,6 +23,7 @@ def train(
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
     accumulate: o.Accumulate = None,
+    padding_free: o.PaddingFree = None,
     bf16: o.Bf16 = None,
     seed: o.Seed = None,
     output_dir: o.OutputDir = Path("run"),

@@ -1,5 +1,6 @@
-"""Batches for scoring: sorted by length, so that almost no padding is computed."""
+"""Batches for scoring, of examples of like length, so that almost no padding is computed."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ __all__ = ["LengthSortedBatches"]
 
 
 class LengthSortedBatches:
-    """An iterable of padded batches over tokenised examples, longest first. It can be iterated again.
+    """An iterable of padded batches over tokenised examples. It can be iterated again.
 
-    Longest first, so that a sample that does not fit into memory fails at once.
+    The longest come first, so that a sample that does not fit into memory fails at once.
     """
 
     def __init__(
@@ -22,11 +23,13 @@ class LengthSortedBatches:
         collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
         *,
         batch_size: int = 16,
+        shuffle: int | None = None,
     ) -> None:
         """Args:
         features: tokenised examples with `input_ids` and `labels`.
         collate: pads a list of them into tensors, such as `DataCollatorWithPadding(tokenizer)`.
         batch_size: examples a batch.
+        shuffle: seed of a random order of the batches, for those who may stop before the end.
 
         Raises:
             ImportanceError: no examples, or a batch size below one.
@@ -35,13 +38,14 @@ class LengthSortedBatches:
             raise ImportanceError("No examples to score were given.")
         if batch_size < 1:
             raise ImportanceError(f"The batch size is {batch_size}; it must be at least 1.")
-        self._features = sorted(features, key=lambda feature: len(feature["input_ids"]), reverse=True)
+        by_length = sorted(features, key=lambda feature: len(feature["input_ids"]), reverse=True)
+        self._batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+        if shuffle is not None:
+            random.Random(shuffle).shuffle(self._batches)
         self._collate = collate
-        self._batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self._features) // self._batch_size)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for start in range(0, len(self._features), self._batch_size):
-            yield self._collate(self._features[start : start + self._batch_size])
+        return map(self._collate, self._batches)

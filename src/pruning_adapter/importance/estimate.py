@@ -24,11 +24,16 @@ from pruning_adapter.errors import CostError, ImportanceError
 from pruning_adapter.importance.gates import Gate, gated_sites
 from pruning_adapter.importance.loss import LossShares, batch_size
 from pruning_adapter.importance.scores import ImportanceScores
+from pruning_adapter.importance.stability import rank_agreement
 
-__all__ = ["Order", "Reduction", "kept_units_of", "macs_of", "measure_importance"]
+__all__ = ["BY_EXAMPLE", "Order", "Reduction", "kept_units_of", "macs_of", "measure_importance"]
 
 Reduction = Literal["example", "batch", "token", "bertology"]
 Order = Literal["first", "second"]
+BY_EXAMPLE: tuple[Reduction, ...] = ("example", "token")
+"""Reductions that keep the examples of a batch apart."""
+FEWEST_EXAMPLES = 32
+"""Before `stop_when_stable` may stop: two halves of a handful agree by chance."""
 
 
 def measure_importance(
@@ -38,6 +43,7 @@ def measure_importance(
     units: Sequence[Kind] = ("heads",),
     order: Order = "first",
     reduction: Reduction = "example",
+    stop_when_stable: float | None = None,
     allow_one_class: bool = False,
     progress: bool | None = None,
     task: str | None = None,
@@ -68,13 +74,17 @@ def measure_importance(
             * "bertology": the running sum of such gradients, as computed by the public BERTology script, which never
               sets the mask's gradient back to zero.
 
+        stop_when_stable: stop as soon as the rankings of two halves of the examples seen so far agree this well
+            (Spearman's correlation, 0 to 1; see `rank_agreement`). The batches should come in random order. None: use
+            them all.
         allow_one_class: accept a sample in which all examples carry the same label.
         progress: show a progress bar; by default only on a terminal.
         task: name of the task, for the record.
         seed: seed that chose the sample, for the record.
 
     Returns:
-        Scores per unit, averaged over non-padding tokens, in float64 on the CPU.
+        Scores per unit, averaged over non-padding tokens, in float64 on the CPU. `agreement` tells how well two halves
+        of the examples agree, `examples` how many there were.
 
     Raises:
         ArchitectureError: the family is not supported.
@@ -86,14 +96,20 @@ def measure_importance(
         raise ImportanceError(f"Order {order!r} is unknown; use one of {', '.join(get_args(Order))}.")
     if not units or set(units) - set(get_args(Kind)) or len(set(units)) != len(units):
         raise ImportanceError(f"units is {list(units)!r}; name heads, neurons, or both, each once.")
+    if stop_when_stable is not None and not (0 < stop_when_stable <= 1 and reduction in BY_EXAMPLE):
+        raise ImportanceError(
+            f"stop_when_stable is {stop_when_stable}, with reduction {reduction!r}; it must be in (0, 1], and only the "
+            f"reductions {' and '.join(BY_EXAMPLE)} tell one example from another."
+        )
     identity, parameters, macs = identify(model), dense_parameters(model), macs_of(model)
     kept_heads, kept_neurons = kept_units_of(model)
     heads = find_sites(model) if "heads" in units else ()
     neurons = find_feed_forwards(model) if "neurons" in units else ()
     sites = (*heads, *neurons)
     reference = next(model.parameters())
-    totals = [torch.zeros(site.units, dtype=torch.float64, device=reference.device) for site in sites]
-    running = [torch.zeros_like(total) for total in totals]
+    # The examples with even numbers, and those with odd ones.
+    halves = [[torch.zeros(site.units, dtype=torch.float64, device=reference.device) for site in sites] for _ in "ab"]
+    running = [torch.zeros_like(total) for total in halves[0]]
     classes = int(getattr(cast(Any, base_of(model)).config, "num_labels", 2))
     examples, tokens, seen, shares = 0, 0, set[float](), LossShares()
     bar = tqdm(
@@ -107,14 +123,23 @@ def measure_importance(
             dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
             gates = [Gate(site.units, batch=size, per_token=reduction == "token", dtype=dtype) for site in sites]
             gradients = _gate_gradients(model, batch, sites, gates, shares, number)
-            for total, past, gradient in zip(totals, running, gradients, strict=True):
-                _accumulate(total, past, gradient, reduction, order)
+            for first, second, past, gradient in zip(*halves, running, gradients, strict=True):
+                if reduction in BY_EXAMPLE:
+                    even, odd = (gradient[half::2] for half in (examples % 2, 1 - examples % 2))
+                    first += _sum_over_examples(even, order)
+                    second += _sum_over_examples(odd, order)
+                else:
+                    first += _of_batch(past, gradient, reduction, order)
             examples += size
             tokens += _count_tokens(batch, size, max((gate.tokens for gate in gates), default=1))
             labels = batch.get("labels")
             # Only a class per example can be one and the same by mistake.
             plain = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
             seen.update(labels.unique().tolist() if plain and labels is not None else (0.0, 1.0))
+            if stop_when_stable is not None and examples >= FEWEST_EXAMPLES and len(seen) > 1:
+                agreement = _agreement(halves, len(heads))
+                if agreement is not None and agreement >= stop_when_stable:
+                    break
     if examples == 0:
         raise ImportanceError("No batches were given: an empty sample, or an iterator that was used up before.")
     if tokens == 0:
@@ -124,7 +149,7 @@ def measure_importance(
             f"All {examples} examples carry the label {next(iter(seen)):g}: what tells classes apart cannot be "
             "measured on one of them. Sample from all classes, or pass allow_one_class=True."
         )
-    scored = [(total / tokens).cpu() for total in totals]
+    scored = [((first + second) / tokens).cpu() for first, second in zip(*halves, strict=True)]
     return ImportanceScores(
         heads=tuple(scored[: len(heads)]),
         kept_heads=kept_heads,
@@ -137,6 +162,7 @@ def measure_importance(
         reduction=reduction,
         order=order,
         examples=examples,
+        agreement=_agreement(halves, len(heads)) if reduction in BY_EXAMPLE else None,
         tokens=tokens,
         task=task,
         seed=seed,
@@ -250,18 +276,29 @@ def _gate_gradients(
     return gradients
 
 
-def _accumulate(total: Tensor, running: Tensor, gradient: Tensor, reduction: Reduction, order: Order) -> None:
-    """Add one batch to `total`. `gradient` is (batch, units), or (batch, tokens, units) for "token"."""
-    measure = torch.abs if order == "first" else torch.square
-    if reduction in ("example", "token"):
-        total += measure(gradient).flatten(0, -2).sum(0)
-        return
+def _sum_over_examples(gradient: Tensor, order: Order) -> Tensor:
+    """`(batch, units)` or `(batch, tokens, units)` → `(units,)`."""
+    return _measure(gradient, order).flatten(0, -2).sum(0)
+
+
+def _of_batch(running: Tensor, gradient: Tensor, reduction: Reduction, order: Order) -> Tensor:
+    """`(batch, units)` → `(units,)`, of the mean loss; "bertology" adds it to those of earlier batches first."""
     of_batch = gradient.mean(0)
-    if reduction == "batch":
-        total += measure(of_batch)
-    else:
+    if reduction == "bertology":
         running += of_batch
-        total += measure(running)
+        of_batch = running
+    return _measure(of_batch, order)
+
+
+def _agreement(halves: Sequence[Sequence[Tensor]], heads: int) -> float | None:
+    """Of heads or of neurons, whichever agree less: neurons are so many that they would hide the heads."""
+    kinds = [[half[part] for half in halves] for part in (slice(heads), slice(heads, None))]
+    known = [found for first, second in kinds if (found := rank_agreement(first, second)) is not None]
+    return min(known, default=None)
+
+
+def _measure(gradient: Tensor, order: Order) -> Tensor:
+    return gradient.abs() if order == "first" else gradient.square()
 
 
 def _count_tokens(batch: Mapping[str, Tensor], size: int, positions: int) -> int:

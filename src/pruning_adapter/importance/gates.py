@@ -95,6 +95,11 @@ def _multiply(units: int, gate: "Tensor | Gate") -> Callable[[nn.Module, tuple[A
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         context: Tensor = inputs[0]
         factor = (gate.at(context) if isinstance(gate, Gate) else gate).to(context.dtype).unsqueeze(-1)
+        if factor.dim() > 2 and context.dim() > 2 and len(context) != len(factor):
+            raise ImportanceError(
+                f"Gates of {len(factor)} examples meet activations of {len(context)}. A model that leaves out padding "
+                "cannot tell examples apart: score it before leave_out_padding_."
+            )
         if factor.dim() == 2:
             by_unit = context.unflatten(-1, (units, -1)) * factor
         else:

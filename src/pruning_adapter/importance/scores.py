@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class ImportanceScores:
     order: str | None = None
     """"first" (absolute gradients) or "second" (squared ones); None where nothing was measured."""
     examples: int = 0
+    agreement: float | None = None
+    """How well two halves of the examples agree on the ranking (see `rank_agreement`); None where that is unknown."""
     tokens: int = 0
     """Non-padding tokens of the examples."""
     task: str | None = None
@@ -60,6 +63,8 @@ class ImportanceScores:
             raise ImportanceError("No scores were given; score heads, neurons, or both.")
         for kind in ("heads", "neurons"):
             self._check(kind)
+        if self.agreement is not None and not -1 <= self.agreement <= 1:
+            raise ImportanceError(f"agreement is {self.agreement}; a rank correlation lies in -1 to 1.")
 
     def _check(self, kind: Kind) -> None:
         scored = self.scores_of(kind)
@@ -110,7 +115,10 @@ class ImportanceScores:
         sample = f", {self.reduction} reduction{order}, {self.examples} examples, {self.tokens} tokens"
         task = f" for {self.task}" if self.task else ""
         what = " and ".join(self.kinds)
-        return f"importance of {what}{task}: {self.scorer}{sample if self.reduction else ''}\n{self.model}"
+        told = f"importance of {what}{task}: {self.scorer}{sample if self.reduction else ''}\n{self.model}"
+        if self.agreement is None:
+            return told
+        return f"{told}\nrank correlation of two halves of the examples: {self.agreement:.2f}"
 
     def _table(self) -> list[str]:
         columns = 1 + max((max(kept, default=0) for kept in self.kept_heads), default=0)
@@ -166,6 +174,7 @@ class ImportanceScores:
                 "scorer": self.scorer,
                 "reduction": self.reduction,
                 "examples": self.examples,
+                "agreement": self.agreement,
                 "tokens": self.tokens,
                 "seed": self.seed,
                 "dense_parameters": self.dense_parameters,
@@ -204,6 +213,7 @@ class ImportanceScores:
                 scorer=str(content["scorer"]),
                 reduction=content["reduction"],
                 examples=int(content["examples"]),
+                agreement=_optional_number(content.get("agreement")),
                 tokens=int(content["tokens"]),
                 task=content["task"],
                 seed=content["seed"],
@@ -213,6 +223,10 @@ class ImportanceScores:
             raise type(error)(f"{path}: {error}") from error
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, IndexError) as error:
             raise CheckpointError(f"{path} is not a complete importance file: {error!r}.") from error
+
+
+def _optional_number(value: object) -> float | None:
+    return None if value is None else float(cast(Any, value))
 
 
 def _tensors(rows: Sequence[Sequence[float]]) -> tuple[Tensor, ...]:

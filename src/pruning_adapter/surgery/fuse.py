@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_adapter.architectures.sites import find_all_sites
+from pruning_adapter.architectures.sites import find_all_sites, has_plain_weight
 from pruning_adapter.surgery.one_input import OneInput
 
 __all__ = ["FEWEST_TOKENS", "FusedLinear", "fuse_"]
@@ -40,7 +40,9 @@ def fuse_(model: nn.Module) -> nn.Module:
             continue
         paths = [projection.path for projection in site.readers_of_one_input]
         linears = [site.block.get_submodule(path) for path in paths]
-        if len(linears) < 2 or any(type(linear) is not nn.Linear for linear in linears):
+        if len(linears) < 2 or any(
+            type(linear) is not nn.Linear or not has_plain_weight(linear) for linear in linears
+        ):
             continue
         fused = [FusedLinear(cast(nn.Linear, linear)) for linear in linears]
         together = OneInput(fused, _compute)

@@ -11,7 +11,7 @@ import pruning_adapter.architectures as _architectures
 from pruning_adapter.hooks import install as _install_hooks
 
 if TYPE_CHECKING:
-    from pruning_adapter.adapter import PruneLoraConfig
+    from pruning_adapter.adapter import PruneLoraConfig, quantize_base_
     from pruning_adapter.checkpoint import load_pruned, save_pruned
     from pruning_adapter.costs import LatencyTable
     from pruning_adapter.evaluation.latency import measure_latency
@@ -42,6 +42,7 @@ __all__ = [
     "plan_pruning",
     "plan_ranks",
     "prune_",
+    "quantize_base_",
     "random_importance",
     "reconstruct_",
     "reversed_importance",
@@ -50,6 +51,7 @@ __all__ = [
 
 _HOME = {
     "PruneLoraConfig": "adapter",
+    "quantize_base_": "adapter",
     "load_pruned": "checkpoint",
     "save_pruned": "checkpoint",
     "LatencyTable": "costs",

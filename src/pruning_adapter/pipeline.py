@@ -28,7 +28,7 @@ from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.environment import machine, versions
 from pruning_adapter.errors import CheckpointError, PlanError, PruningAdapterError
-from pruning_adapter.evaluation.cost import compare_inference, count_costs, count_trainable
+from pruning_adapter.evaluation.cost import compare_inference, compare_training, count_costs, count_trainable
 from pruning_adapter.evaluation.metrics import measure_quality
 from pruning_adapter.evaluation.predict import predict
 from pruning_adapter.evaluation.result import Quality, Result
@@ -382,6 +382,7 @@ class Run:
             cost={
                 **count_costs(model, dense, length=length),
                 **(compare_inference(model, dense, batch=batch, length=length) if compare else {}),
+                **(self._compare_training(batch, length) if compare and self.method == "prune-lora" else {}),
                 "trainable_parameters": training["trainable_parameters"],
             },
             history=tuple(training["history"]),
@@ -407,7 +408,12 @@ class Run:
         shuffle = None if self.settings.stop_when_stable is None else self.settings.seed
         return LengthSortedBatches(self.features(sample), make_collator(self.tokenizer), shuffle=shuffle)
 
-    def _load_adapted(self) -> nn.Module:
+    def _compare_training(self, batch: int, length: int) -> dict[str, Any]:
+        """Beside LoRA on the dense model as people run it: with the model's own dropout."""
+        stock = apply_method(self.load_base(), "lora", replace(self.recipe, adapter_dropout=None, lora_dropout=0.0))
+        return compare_training(self._load_adapted(trainable=True), stock, batch=batch, length=length)
+
+    def _load_adapted(self, *, trainable: bool = False) -> nn.Module:
         from peft import PeftModel
 
         base, adapter = self.load_adapted_base().model, self.folder / "adapter"
@@ -415,7 +421,7 @@ class Run:
             with warnings.catch_warnings():
                 # PEFT only warns, and leaves such weights as they start.
                 warnings.filterwarnings("error", message="Found missing adapter keys")
-                return cast(nn.Module, PeftModel.from_pretrained(cast(Any, base), str(adapter)))
+                return cast(nn.Module, PeftModel.from_pretrained(cast(Any, base), str(adapter), is_trainable=trainable))
         except PruningAdapterError:
             raise
         except Exception as error:  # PEFT, safetensors, the JSON reader and the Hub's client each raise their own kinds

@@ -9,6 +9,7 @@ import pruning_adapter as pa
 from conformance import make_plan
 from pruning_adapter.evaluation.cost import (
     compare_inference,
+    compare_training,
     count_costs,
     count_macs,
     measure_ratios,
@@ -64,6 +65,31 @@ def test_costs_of_a_pruned_model_beside_the_dense_one() -> None:
     assert measured["memory_ratio"]["median"] != weight_bytes(model) / weight_bytes(dense)
     assert 0 < measured["memory_ratio"]["median"] < 1
     assert measured["latency_ratio"]["q1"] <= measured["latency_ratio"]["median"] <= measured["latency_ratio"]["q3"]
+
+
+def test_training_is_compared_whole_and_leaves_the_weights_alone() -> None:
+    dense = make_model("bert", dtype=torch.float32)
+    model = pa.prune_(make_model("bert", dtype=torch.float32), make_plan(dense, {0: [1, 2], 1: [0, 1, 2, 3]}))
+    dense.requires_grad_(True)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    measured = compare_training(model, dense, batch=2, length=16)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(weight.grad is None for weight in model.parameters())
+    # Weights, a gradient and AdamW's two moments each; activations come on top.
+    for each, key in ((model, "peak_training_bytes"), (dense, "reference_peak_training_bytes")):
+        four = 4 * sum(weight.nbytes for weight in each.parameters())
+        assert four < measured[key] < 2 * four
+    ratio = measured["peak_training_bytes"] / measured["reference_peak_training_bytes"]
+    assert measured["training_memory_ratio"]["median"] == ratio < 1
+    assert measured["training_time_ratio"]["q1"] <= measured["training_time_ratio"]["q3"]
+
+
+def test_what_is_frozen_needs_neither_gradients_nor_moments() -> None:
+    whole, frozen = make_model("bert", dtype=torch.float32), make_model("bert", dtype=torch.float32)
+    frozen.base_model.requires_grad_(False)
+    measured = compare_training(frozen, whole, batch=2, length=16)
+    saved = 3 * sum(weight.nbytes for weight in frozen.parameters() if not weight.requires_grad)
+    assert measured["reference_peak_training_bytes"] - measured["peak_training_bytes"] > saved
 
 
 def test_ratios_are_taken_pair_by_pair() -> None:

@@ -6,8 +6,9 @@ from peft.utils import register_peft_method
 from pruning_adapter.adapter.config import PruneLoraConfig
 from pruning_adapter.adapter.model import PruneLoraModel
 from pruning_adapter.adapter.peft_type import PRUNE_LORA
+from pruning_adapter.adapter.quantize import quantize_base_
 
-__all__ = ["PruneLoraConfig", "PruneLoraModel"]
+__all__ = ["PruneLoraConfig", "PruneLoraModel", "quantize_base_"]
 
 if PRUNE_LORA not in PEFT_TYPE_TO_CONFIG_MAPPING:
     # The prefix is LoRA's: our layers are LoRA layers and our files are LoRA files.

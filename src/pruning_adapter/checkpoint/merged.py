@@ -143,8 +143,7 @@ def _check_four_bits(model: nn.Module) -> None:
         if linear.weight.device.type == "cpu" and (linear.in_features % 64 or linear.out_features % 32):
             raise CheckpointError(
                 f"{name} maps {linear.in_features} inputs to {linear.out_features} outputs, which bitsandbytes cannot "
-                "compute in 4 bits on a CPU (64s of inputs and 32s of outputs). Load it on a GPU, in 8 bits, or without "
-                "quantization_config and use quantize_base_ on its adapter."
+                "compute in 4 bits on a CPU (64s of inputs and 32s of outputs). Load it on a GPU, in 8 bits, or whole."
             )
 
 

@@ -58,11 +58,15 @@ def _cost(cost: Mapping[str, Any]) -> None:
         f"trained     {cost['trainable_parameters']:,} ({cost['trainable_parameters'] / cost['parameters']:.2%})",
         f"MACs        {cost['macs'] / cost['dense_macs']:.3f} of the dense model's at length {cost['length']}",
     ]
-    for name, key in (("latency", "latency_ratio"), ("memory", "memory_ratio")):
+    for name, key, beside in (
+        ("latency", "latency_ratio", "the dense model's"),
+        ("memory", "memory_ratio", "the dense model's"),
+        ("step time", "training_time_ratio", "LoRA's on the dense model"),
+        ("step memory", "training_memory_ratio", "LoRA's on the dense model"),
+    ):
         if key in cost:
             ratio = cost[key]
-            lines.append(
-                f"{name:11} {ratio['median']:.3f} of the dense model's "
-                f"(quartiles {ratio['q1']:.3f} - {ratio['q3']:.3f}; batch {cost['batch']} x {cost['length']})"
-            )
+            spread = f"quartiles {ratio['q1']:.3f} - {ratio['q3']:.3f}; " if ratio["q1"] < ratio["q3"] else ""
+            shape = f"batch {cost['batch']} x {cost['length']}"
+            lines.append(f"{name:11} {ratio['median']:.3f} of {beside} ({spread}{shape})")
     _CONSOLE.print("\n".join(lines), markup=False)

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pruning_adapter.architectures.sites import base_of
 from pruning_adapter.costs.inputs import make_inputs
 from pruning_adapter.costs.macs import count_macs
 
 __all__ = [
     "compare_inference",
+    "compare_training",
     "count_costs",
     "count_trainable",
     "measure_ratios",
@@ -111,7 +113,55 @@ def compare_inference(model: nn.Module, dense: nn.Module, *, batch: int, length:
         # Allocations repeat exactly, so there is no spread.
         "memory_ratio": {"median": memory, "q1": memory, "q3": memory},
         "latency_ratio": measure_ratios(ours, theirs),
+        "peak_inference_bytes": held,
+        "dense_peak_inference_bytes": dense_held,
     }
+
+
+def compare_training(model: nn.Module, reference: nn.Module, *, batch: int, length: int) -> dict[str, Any]:
+    """Time and peak memory of a training step of `model` over those of `reference`, in one interleaved run.
+
+    Memory is all that training holds: weights, the optimizer's state, gradients and activations. The steps are AdamW's
+    at a learning rate of zero, so that both models stay as they are.
+
+    Args:
+        model: a sequence classifier whose trainable parameters require gradients.
+        reference: likewise.
+        batch: examples a batch.
+        length: tokens of each.
+    """
+    steps = [_TrainingStep(each, batch, length) for each in (model, reference)]
+    # The first step makes the optimizer's state.
+    held, other = (step.held_bytes() for step in steps)
+    return {
+        "training_memory_ratio": {"median": held / other, "q1": held / other, "q3": held / other},
+        "training_time_ratio": measure_ratios(*steps, repeats=7, warmup=1),
+        "peak_training_bytes": held,
+        "reference_peak_training_bytes": other,
+    }
+
+
+class _TrainingStep:
+    def __init__(self, model: nn.Module, batch: int, length: int) -> None:
+        self._model = model
+        self._inputs = make_inputs(model, batch=batch, length=length)
+        config = cast(Any, base_of(model)).config
+        labels = torch.arange(batch, device=next(model.parameters()).device) % config.num_labels
+        self._inputs["labels"] = labels.float() if config.problem_type == "regression" else labels
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=0.0)
+
+    def __call__(self) -> None:
+        self._model.train()
+        self._model(**self._inputs).loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def held_bytes(self) -> int:
+        self()
+        states = (value for state in self._optimizer.state.values() for value in state.values())
+        kept = sum(value.nbytes for value in states if isinstance(value, Tensor))
+        return weight_bytes(self._model) + kept + peak_memory(self, next(self._model.parameters()).device)
 
 
 def _forward(model: nn.Module, batch: int, length: int) -> Callable[[], object]:

@@ -52,8 +52,10 @@ class Result:
     quality: Mapping[str, Quality]
     """By validation set, the primary one first."""
     cost: Mapping[str, Any]
-    """Counts (parameters, dense_parameters, trainable_parameters, weight_bytes, macs, dense_macs) and ratios to the
-    dense model, each measured in one interleaved run (latency_ratio, memory_ratio: {"median", "q1", "q3"})."""
+    """Counts (parameters, dense_parameters, trainable_parameters, weight_bytes, macs, dense_macs), peak memory in bytes
+    (peak_inference_bytes, peak_training_bytes, and those of the dense model), and ratios, each measured in one
+    interleaved run ({"median", "q1", "q3"}): latency_ratio and memory_ratio to the dense model, training_time_ratio and
+    training_memory_ratio of a training step to LoRA on the dense model."""
     history: tuple[Mapping[str, float], ...]
     """What the Trainer logged: step, epoch, and loss, learning_rate or eval_<metric>."""
     pruning: Mapping[str, Any] | None = None

@@ -205,6 +205,8 @@ def _tiles(cost: Mapping[str, Any]) -> list[_Tile]:
     shape = f"batch {cost['batch']} x {cost['length']} tokens" if "batch" in cost and "length" in cost else None
     tiles += _ratio_tile("latency", "time", cost.get("latency_ratio"), shape)
     tiles += _ratio_tile("memory", "memory", cost.get("memory_ratio"), shape)
+    for label, what in (("training step", "time"), ("training memory", "memory")):
+        tiles += _ratio_tile(label, what, cost.get(f"training_{what}_ratio"), "than LoRA on the dense model")
     macs, dense_macs = as_number(cost.get("macs")), as_number(cost.get("dense_macs"))
     if macs is not None and dense_macs:
         compared = f"{show_short(macs)} of {show_short(dense_macs)}"

@@ -40,9 +40,7 @@ def fuse_(model: nn.Module) -> nn.Module:
             continue
         paths = [projection.path for projection in site.readers_of_one_input]
         linears = [site.block.get_submodule(path) for path in paths]
-        if len(linears) < 2 or any(
-            type(linear) is not nn.Linear or not has_plain_weight(linear) for linear in linears
-        ):
+        if len(linears) < 2 or any(type(linear) is not nn.Linear or not has_plain_weight(linear) for linear in linears):
             continue
         fused = [FusedLinear(cast(nn.Linear, linear)) for linear in linears]
         together = OneInput(fused, _compute)

@@ -50,6 +50,7 @@ from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
 from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.padding_free import check_padding_free, leave_out_padding_
+from pruning_adapter.training.precision import halve_frozen_
 from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
 from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import sample_examples, tokenize
@@ -317,6 +318,8 @@ class Run:
         base = self.load_adapted_base()
         model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
         trainable = count_trainable(model)
+        if self.settings.bf16:
+            halve_frozen_(model)
         if self.settings.padding_free:
             leave_out_padding_(model)
         checkpoints = self.folder / "checkpoints"

@@ -266,6 +266,7 @@ def test_a_pruned_checkpoint_is_quantised_while_it_is_loaded(tmp_path: Path, bit
     pa.save_pruned(pa.prune_(base, plan), tmp_path / "pruned")
     loaded = pa.load_pruned(tmp_path / "pruned", quantization_config=by_bitsandbytes(bits))
     assert loaded.get_memory_footprint() < (0.6 if bits == 8 else 0.5) * base.get_memory_footprint()
+    loaded.eval()
     # Rounded weights (and, in bitsandbytes' own linears, activations), not other ones.
     expected, found = logits(base, make_batch()), logits(loaded, make_batch())
     assert float((found - expected).norm() / expected.norm()) < (0.1 if bits == 8 else 0.5)
@@ -288,7 +289,7 @@ def test_a_pruned_checkpoint_is_quantised_while_it_is_loaded(tmp_path: Path, bit
 def test_widths_that_bitsandbytes_gets_wrong_are_refused(tmp_path: Path) -> None:
     base = make_model("bert", dtype=torch.float32)
     pa.save_pruned(pa.prune_(base, make_case(base, "heads and neurons")), tmp_path / "pruned")
-    with pytest.raises(CheckpointError, match="64s of inputs and 32s of outputs"):
+    with pytest.raises(CheckpointError, match="no multiple of 64"):
         pa.load_pruned(tmp_path / "pruned", quantization_config=by_bitsandbytes(4))
 
 

@@ -109,7 +109,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(f"{location} lacks {len(missing)} weights, the first is {missing[0]!r}; save it again.")
-    _check_four_bits(model)
+    _mend_four_bits_(model)
     _align_(model)
     return fuse_(model) if fuse else model
 
@@ -130,20 +130,22 @@ def _find_class(config: Any, location: str) -> type[Any]:
     )
 
 
-def _check_four_bits(model: nn.Module) -> None:
-    """Refuse widths that bitsandbytes (0.50) gets wrong on a CPU, which dense models hardly have and pruned ones do.
+def _mend_four_bits_(model: nn.Module) -> None:
+    """Make the 4-bit linears of bitsandbytes (0.50) compute what they stand for on a CPU, or refuse them.
 
-    It unpacks a row that ends within a block of 64 with the scales of other blocks, and says nothing; in evaluation it
-    wants outputs by the 32.
+    With AVX-512 it unpacks a row that ends within a block of 64 with the scales of other blocks, and says nothing.
+    Dense models hardly have such rows, pruned ones do.
     """
     for name, module in model.named_modules():
         if type(module).__name__ != "Linear4bit":
             continue
-        linear = cast(nn.Linear, module)
-        if linear.weight.device.type == "cpu" and (linear.in_features % 64 or linear.out_features % 32):
+        linear = cast(Any, module)
+        # On some processors one evaluation would repack the weight for good, for a bfloat16 product without gradients.
+        linear.support_avx512bf16_for_cpu = False
+        if linear.weight.device.type == "cpu" and linear.in_features % 64:
             raise CheckpointError(
-                f"{name} maps {linear.in_features} inputs to {linear.out_features} outputs, which bitsandbytes cannot "
-                "compute in 4 bits on a CPU (64s of inputs and 32s of outputs). Load it on a GPU, in 8 bits, or whole."
+                f"{name} reads {linear.in_features} inputs, no multiple of 64, which bitsandbytes gets wrong in 4 "
+                "bits on a CPU. Load it on a GPU, in 8 bits, or whole."
             )
 
 

@@ -19,7 +19,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,11 @@ def main() -> None:
     print(table(content))
 
 
-def measure_costs(task: str, base: Any, batches: LengthSortedBatches, options: Any) -> list[dict[str, Any]]:
+def measure_costs(task: str, base: Any, batches: Iterable[dict[str, Tensor]], options: Any) -> list[dict[str, Any]]:
     model = base.model.eval()
-    listed, single = list(batches), [one for batch in batches for one in split(batch)]
+    device = next(model.parameters()).device
+    listed = [{name: value.to(device) for name, value in batch.items()} for batch in batches]
+    single = [one for batch in listed for one in split(batch)]
     arms: dict[str, Callable[[list[Any]], object]] = {
         STOCK: partial(forward, model),
         "forward again (noise)": partial(forward, model),
@@ -107,10 +109,12 @@ def measure_costs(task: str, base: Any, batches: LengthSortedBatches, options: A
                 continue
             start = time.perf_counter()
             arm(listed)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             # The first warms up.
             if number:
                 seconds[name].append(time.perf_counter() - start)
-    longest, device = listed[0], next(model.parameters()).device
+    longest = listed[0]
     peaks = {name: peak_memory(partial(arm, [longest]), device) for name, arm in arms.items() if name != "one by one"}
     lora: Any = apply_method(base, "lora", RECIPES["default"])
     lora.train()

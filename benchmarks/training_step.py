@@ -5,11 +5,11 @@
 
 In one process the arms take turns on the same batches of 32 examples, A B C, B C A, ...: every arm comes first in its
 turn, after a step that does not count, because whoever meets a batch first pays for the memory it needs. What is
-reported is the ratio to a baseline batch by batch: median and quartiles. There are two baselines, never mixed: *stock* is PEFT LoRA as people run
-it, with the model's own dropout; *stock, no dropout* differs from ours in nothing but the method. A second stock LoRA
-shows the noise of the machine (A/A). Batches have fixed lengths (random tokens), or those of a task: "random" as most
-people train (random order, padded to the longest), and "grouped" by length, as the recipe `default` does. "whole run"
-is the time of an epoch of such batches over that of stock LoRA on random ones.
+reported is the ratio to a baseline batch by batch: median and quartiles. There are two baselines, never mixed: *stock*
+is PEFT LoRA as people run it, with the model's own dropout; *stock, no dropout* differs from ours in nothing but the
+method. A second stock LoRA shows the noise of the machine (A/A). Batches have fixed lengths (random tokens), or those
+of a task: "random" as most people train (random order, padded to the longest), and "grouped" by length, as the recipe
+`default` does. "whole run" is the time of an epoch of such batches over that of stock LoRA on random ones.
 
 Memory is exact: "activations" are the bytes kept for the backward pass that are no weights, "peak" is the most that a
 step holds above the weights and the optimizer's state, gradients included.
@@ -40,6 +40,7 @@ from pruning_adapter.storage import write_json, write_text
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
 from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.padding_free import leave_out_padding_
+from pruning_adapter.training.precision import halve_frozen_
 from pruning_adapter.training.recipes import RECIPES
 from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import tokenize
@@ -61,20 +62,37 @@ ARMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 """Method, recipe, and what is kept."""
 
 
+SHAPES: dict[str, tuple[Any, Any, dict[str, int]]] = {
+    "bert-base": (transformers.BertForSequenceClassification, transformers.BertConfig, {}),
+    # The sizes of Llama 3.2 with 1.2 billion parameters.
+    "llama-1b": (
+        transformers.LlamaForSequenceClassification,
+        transformers.LlamaConfig,
+        {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
+        | {"num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128_256, "pad_token_id": 0},
+    ),
+    # For trying a benchmark out.
+    "tiny": (
+        transformers.BertForSequenceClassification,
+        transformers.BertConfig,
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
+    ),
+}
+"""Model, config and what differs from its defaults."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or hub id of a BERT")
     parser.add_argument("--model-id", help="name to record instead of a folder")
-    parser.add_argument(
-        "--shape", choices=["own", "bert-base"], default="own", help="bert-base: its sizes, random weights"
-    )
+    parser.add_argument("--shape", choices=["own", *SHAPES], default="own", help="sizes to take, with random weights")
     parser.add_argument("--data-dir", help="folder of GLUE data")
     parser.add_argument("--tasks", nargs="*", default=["rte", "sst2"], help="whose lengths are taken")
     parser.add_argument("--lengths", nargs="*", type=int, default=[32, 128], help="fixed lengths")
     parser.add_argument("--steps", type=int, default=12, help="counted steps of each arm")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, which frozen weights are kept in")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -168,6 +186,10 @@ def measure(
                 "arm": name,
                 "trainable_parameters": count_trainable(arm.model),
             }
+            if options.device != "cpu":
+                # A CPU's absolute times say more about the machine than about the model.
+                row["milliseconds"] = 1000 * statistics.median(seconds[kind, name])
+                row["peak_bytes"] = peaks.get(name)
             for baseline in BASELINES:
                 ratios = [a / b for a, b in zip(seconds[kind, name], seconds[kind, baseline], strict=True)]
                 q1, median, q3 = statistics.quantiles(ratios, n=4)
@@ -185,12 +207,11 @@ def measure(
 
 
 def make_arm(options: argparse.Namespace, classes: int, method: Any, recipe: Any, keep: dict[str, Any]) -> Arm:
-    if options.shape == "bert-base":
-        torch.manual_seed(0)
-        config = transformers.BertConfig(num_labels=classes)
-        base = BaseModel(transformers.BertForSequenceClassification(config), fresh=())
-    else:
+    if options.shape == "own":
         base = load_base(options.model, label_names=tuple(map(str, range(classes))), seed=0)
+        base.model.to(options.device)
+    else:
+        base = BaseModel(make_shape(options.shape, classes, options.device), fresh=())
     plan = ranks = None
     if method == "prune-lora":
         # Which units go does not change the time, only how many.
@@ -202,10 +223,20 @@ def make_arm(options: argparse.Namespace, classes: int, method: Any, recipe: Any
             plan = plan_pruning(scores, keep_ratio=keep["keep_ratio"])
         ranks = plan_ranks(scores, plan, top_blocks=round(len(plan.kept_heads) / 3))
     model: Any = apply_method(base, method, recipe, plan=plan, ranks=ranks).to(options.device)
+    if options.bf16 and method != "full":
+        halve_frozen_(model)
     if "padding_free" in keep:
         leave_out_padding_(model)
     model.train()
     return Arm(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5), options)
+
+
+def make_shape(shape: str, classes: int, device: str) -> Any:
+    """A model of well-known sizes and random weights: speed and memory do not care."""
+    torch.manual_seed(0)
+    model_class, config, sizes = SHAPES[shape]
+    with torch.device(device):
+        return model_class(config(num_labels=classes, **sizes))
 
 
 def share_of_model(model: Any, share: float) -> float:

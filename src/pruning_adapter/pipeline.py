@@ -135,6 +135,7 @@ class Run:
         self.folder = folder
         self.command = command
         self.recipe = _adjust_recipe(settings)
+        self._tokenized: list[tuple[tuple[Example, ...], list[dict[str, Any]]]] = []
 
     @property
     def method(self) -> Method:
@@ -187,9 +188,15 @@ class Run:
         return measure_latency(self.load_base().model, length=self.settings.length)
 
     def features(self, examples: tuple[Example, ...]) -> list[dict[str, Any]]:
-        """Examples as the model reads them."""
+        """Examples as the model reads them. The task's own sets are tokenised once."""
+        for known, found in self._tokenized:
+            if known is examples:
+                return found
         max_length = min(self.recipe.max_length, self.tokenizer.model_max_length)
-        return tokenize(examples, self.tokenizer, max_length=max_length, label_names=self.data.label_names)
+        found = tokenize(examples, self.tokenizer, max_length=max_length, label_names=self.data.label_names)
+        if any(examples is each for each in (self.data.train, *self.data.validation.values())):
+            self._tokenized.append((examples, found))
+        return found
 
     def load_base(self) -> BaseModel:
         """A fresh dense base with a task head that starts the same way every time, on the device to train on."""

@@ -114,8 +114,8 @@ class Settings:
     padding_free: bool = False
     """Compute nothing for padding while training; for encoders such as BERT."""
     bf16: bool = False
-    """Compute the matrix products of training in bfloat16 (autocast), and keep frozen weights in it; what trains and the
-    optimiser stay in float32."""
+    """Compute the matrix products of training in bfloat16 (autocast), and keep frozen weights in it; what trains and
+    the optimiser stay in float32."""
 
     def check(self) -> None:
         """Refuse settings that contradict each other.

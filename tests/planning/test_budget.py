@@ -56,7 +56,8 @@ def test_a_share_of_parameters_is_kept_to_and_used_up(share: float, seed: int, f
         assert "smallest possible plan needs" in str(error)  # noqa: PT017 (both ways are right)
         return
     step = max(site.parameters(range(site.group_size)) for site in scores.model.all_sites)
-    assert plan.parameters <= share * plan.dense_parameters
+    # Parameters are whole numbers; the product is rounded.
+    assert plan.parameters <= share * plan.dense_parameters + 1e-6
     everything = plan.heads_kept == sum(scores.model.heads) and plan.neurons_kept == sum(scores.model.neurons)
     assert everything or plan.parameters > share * plan.dense_parameters - step
 

@@ -12,8 +12,8 @@ from pruning_adapter.surgery.one_input import OneInput
 __all__ = ["FEWEST_TOKENS", "FusedLinear", "fuse_"]
 
 FEWEST_TOKENS = {"cpu": 512}
-"""Tokens from which on one product is quicker than three, by device type. On two cores it saved 2 to 4 % of MiniLM's
-time from 1,024 tokens on; at 128 it saved nothing."""
+"""Tokens from which on one product is taken in place of three, by device type. With fewer, bookkeeping costs a CPU more
+than the product saves; with more, it saves little there (`benchmarks/inference.py`)."""
 
 
 def fuse_(model: nn.Module) -> nn.Module:

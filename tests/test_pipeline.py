@@ -1,7 +1,6 @@
 """The whole way on a tiny random BERT and a tiny task of its own, through the command line."""
 
 import json
-import random
 import shutil
 import sys
 from collections.abc import Generator, Sequence
@@ -14,7 +13,7 @@ import torch
 import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from pruning_adapter import cli, load_pruned, prune_
 from pruning_adapter.architectures.identity import count_parameters, pruned_state
@@ -24,13 +23,20 @@ from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.run_folder import BESIDE, STEPS, remove_steps
 from pruning_adapter.training.recipes import find_recipe
-from tiny import make_model
+from tiny_encoder import WORDS, make_texts, save_tiny_encoder
 
 torch.set_num_threads(1)
 
-WORDS = 45
 CLASSIFIER, NORMS = 2 * 32 + 2, 7 * 2 * 32
-FILES = {"settings.json", "importance.json", "plan.json", "ranks.json", "training.json", "result.json", "report.html"}
+FILES = {
+    "settings.json",
+    "importance.json",
+    "plan.json",
+    "ranks.json",
+    "training.json",
+    "result.json",
+    "report.html",
+} | {"predictions.json"}
 FOLDERS = {"adapter", "merged"}
 
 
@@ -56,28 +62,14 @@ def call(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random BERT, 3 blocks x 4 heads, with a tokenizer of 45 words."""
-    folder = tmp_path_factory.mktemp("base") / "model"
-    folder.mkdir()
-    vocabulary = folder / "vocabulary"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(WORDS))]
-    vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
-    BertTokenizer(vocab=str(vocabulary), model_max_length=128).save_pretrained(folder)
-    vocabulary.unlink()
-    tiny = make_model("bert", dtype=torch.float32, max_position_embeddings=128, pad_token_id=0)
-    tiny.save_pretrained(folder)
-    return folder
+    return save_tiny_encoder(tmp_path_factory.mktemp("base") / "model")
 
 
 def write_task(folder: Path, labels: Sequence[str]) -> Path:
     """train.csv and dev.csv, whose texts have words of their own for every label."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, count in (("train.csv", 40), ("dev.csv", 16)):
-        generator, lines = random.Random(name), ["text,label"]
-        for number in range(count):
-            place = number % len(labels)
-            words = (f"w{generator.randrange(10) + 10 * place}" for _ in range(generator.randrange(3, 9)))
-            lines.append(f"{' '.join(words)},{labels[place]}")
+        lines = ["text,label", *(f"{text},{labels[place]}" for text, place in make_texts(name, count, len(labels)))]
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from pruning_adapter.architectures.identity import identify
@@ -59,6 +60,7 @@ from pruning_adapter.training.trainer import check_accumulate, make_collator, tr
 __all__ = ["Run", "choose_units", "plan_from_settings"]
 
 TRAINING = "pruning-adapter training"
+PREDICTIONS = "pruning-adapter predictions"
 COMPARED_BATCH = 32
 """Examples a batch where time is compared."""
 
@@ -95,7 +97,13 @@ def plan_from_settings(
         allow_empty_blocks=settings.allow_empty_blocks,
         reconstruct=cast(Any, settings.reconstruct),
     )
+    return plan, _ranks_from_settings(settings, scores, plan)
+
+
+def _ranks_from_settings(settings: Settings, scores: ImportanceScores, plan: PruningPlan) -> RankPlan:
     blocks = len(plan.kept_heads)
+    how: dict[str, Any] = {"target": settings.target, "normalization": settings.normalization or "block"}
+    equal = settings.block_importance == "equal"
     ranks = plan_ranks(
         scores,
         plan,
@@ -103,10 +111,13 @@ def plan_from_settings(
         high=settings.high_rank,
         low=settings.low_rank,
         budget=settings.rank_budget,
-        target=cast(Any, settings.target),
-        normalization=normalization or "block",
+        block_importance=cast(Any, "sum" if equal else settings.block_importance),
+        **how,
     )
-    return plan, ranks
+    # Evenly, but as many parameters as by importance.
+    return (
+        plan_ranks(scores, plan, budget=ranks.trainable_parameters, block_importance="equal", **how) if equal else ranks
+    )
 
 
 def choose_units(settings: Settings, scores: ImportanceScores) -> ImportanceScores:
@@ -358,9 +369,10 @@ class Run:
         return load_pruned(path).to(_device())
 
     def evaluate(self, *, compare: bool = True) -> Result:
-        """Measure the merged model, as it loads from disk, on the validation sets; writes result.json.
+        """Measure the merged model, as it loads from disk, on the validation sets.
 
-        With `compare`, its time and memory are measured beside the dense model's.
+        Writes result.json, and predictions.json with the class (or number) predicted for every example, and its label.
+        With `compare`, time and memory are measured beside the dense model's.
         """
         path = self.folder / "result.json"
         if path.exists():
@@ -368,10 +380,18 @@ class Run:
         model, dense = self.merge(), self.load_base().model
         training = read_json(self.folder / "training.json", kind=TRAINING)
         batch, length = self._compared_shape()
-        quality = {
-            name: self._measure_quality(model, self.features(examples), examples)
+        scores = {
+            name: predict(model, self.features(examples), make_collator(self.tokenizer))
             for name, examples in self.data.validation.items()
         }
+        quality = {name: self._measure_quality(scores[name], self.data.validation[name]) for name in scores}
+        predictions = {
+            name: (rows[:, 0] if self.data.is_regression else rows.argmax(axis=1)).tolist()
+            for name, rows in scores.items()
+        }
+        labels = {name: [example.label for example in rows] for name, rows in self.data.validation.items()}
+        content = {"kind": PREDICTIONS, "predictions": predictions, "labels": labels}
+        write_json(self.folder / "predictions.json", content)
         result = Result(
             task={
                 "name": self.data.name,
@@ -443,17 +463,16 @@ class Run:
         features = self.features(examples)
 
         def evaluate(model: nn.Module) -> Mapping[str, float]:
-            quality = self._measure_quality(model, features, examples)
+            scores = predict(model, features, make_collator(self.tokenizer))
+            quality = self._measure_quality(scores, examples)
             return {metric: measure.value for metric, measure in quality.metrics.items()}
 
         return evaluate
 
-    def _measure_quality(
-        self, model: nn.Module, features: list[dict[str, Any]], examples: tuple[Example, ...]
-    ) -> Quality:
-        scores = predict(model, features, make_collator(self.tokenizer))
-        labels = np.array([example.label for example in examples])
-        return measure_quality(self.data.metrics, scores=scores, labels=labels)
+    def _measure_quality(self, scores: NDArray[np.float32], examples: tuple[Example, ...]) -> Quality:
+        return measure_quality(
+            self.data.metrics, scores=scores, labels=np.array([example.label for example in examples])
+        )
 
     def _save_trained(self, model: nn.Module) -> None:
         if self.method == "full":
@@ -472,9 +491,9 @@ class Run:
         if "keep_latency" in rule and (self.folder / "latency.json").exists():
             table = LatencyTable.load(self.folder / "latency.json")
             return table.batch, table.length
-        return COMPARED_BATCH, rule.get("length") or self._typical_length()
+        return COMPARED_BATCH, rule.get("length") or self.typical_length()
 
-    def _typical_length(self) -> int:
+    def typical_length(self) -> int:
         """Median length of the training examples in tokens, rounded up to a multiple of 8."""
         sample = sample_examples(self.data.train, 512, self.settings.seed)
         median = statistics.median(len(feature["input_ids"]) for feature in self.features(sample))

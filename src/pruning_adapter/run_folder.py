@@ -21,6 +21,7 @@ BESIDE = {
     "plan": ("latency.json",),
     "train": ("base", "checkpoints"),
     "merge": ("model.onnx", "model-int8.onnx"),
+    "evaluate": ("predictions.json",),
 }
 """What came of a step on the way: it goes when the step is done anew, and keeps no step from being done."""
 NEEDS = {

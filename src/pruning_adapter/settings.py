@@ -19,7 +19,7 @@ RULES = ("preset", "keep_heads", "keep_ratio", "threshold", *BUDGETS)
 UNITS: Mapping[str, tuple[Kind, ...]] = {"heads": ("heads",), "neurons": ("neurons",), "both": ("heads", "neurons")}
 DECIDED_BY_PRESET = (
     *("allow_empty_blocks", "normalization", "multiple_of", "grouping", "reconstruct", "target"),
-    *("top_blocks", "high_rank", "low_rank", "rank_budget"),
+    *("top_blocks", "high_rank", "low_rank", "block_importance", "rank_budget"),
 )
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -52,6 +52,8 @@ class Settings:
 
     model: str = ""
     """Folder or hub id; empty with `demo`."""
+    model_name: str | None = None
+    """What to call it in results, where `model` is a folder."""
     demo: bool = False
     """The embedded encoder and the task that the project generates."""
     task: str | None = None
@@ -108,6 +110,8 @@ class Settings:
     """Blocks that get the high rank; by default a third of them, as in the paper."""
     high_rank: int = 8
     low_rank: int = 4
+    block_importance: str = "sum"
+    """What makes a block important for its rank; "equal" spreads as many parameters evenly, as a control."""
     rank_budget: int | None = None
     """Trainable parameters (LoRA and normalisation layers) to spread by importance, in place of high and low rank."""
     accumulate: int = 1
@@ -178,7 +182,7 @@ class Settings:
         from pruning_adapter.planning.items import Grouping
         from pruning_adapter.planning.presets import find_preset
         from pruning_adapter.planning.pruning_plan import Reconstruction
-        from pruning_adapter.planning.rank_plan import TARGETS
+        from pruning_adapter.planning.rank_plan import TARGETS, BlockImportance
         from pruning_adapter.training.recipes import METHODS, find_recipe
 
         for name, known in (
@@ -191,6 +195,7 @@ class Settings:
             ("grouping", (None, *get_args(Grouping))),
             ("reconstruct", get_args(Reconstruction)),
             ("target", tuple(TARGETS)),
+            ("block_importance", get_args(BlockImportance)),
             ("method", METHODS),
         ):
             if getattr(self, name) not in known:
@@ -216,6 +221,8 @@ class Settings:
     @property
     def model_id(self) -> str:
         """The model as people know it."""
+        if self.model_name is not None:
+            return self.model_name
         return DEMO_MODEL if self.demo and not self.model else self.model
 
     def save(self, path: Path) -> None:

@@ -12,6 +12,7 @@ from pruning_adapter.cli.importance import importance
 from pruning_adapter.cli.merge import merge
 from pruning_adapter.cli.plan import plan
 from pruning_adapter.cli.report import report
+from pruning_adapter.cli.reproduce import reproduce
 from pruning_adapter.cli.run import run
 from pruning_adapter.cli.train import train
 from pruning_adapter.errors import PruningAdapterError
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (run, importance, plan, train, merge, evaluate, export, report):
+for verb in (run, importance, plan, train, merge, evaluate, export, report, reproduce):
     app.command()(verb)
 
 

@@ -14,7 +14,7 @@ from pruning_adapter.errors import CheckpointError
 if TYPE_CHECKING:
     from pruning_adapter.pipeline import Run
 
-__all__ = ["begin_run", "open_run", "prepare_libraries", "read_run"]
+__all__ = ["begin_run", "command_line", "open_run", "prepare_libraries", "read_run"]
 
 
 def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
@@ -46,7 +46,7 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
     from pruning_adapter.settings import Settings
 
     settings, path = Settings().changed(_plain(given)), folder / "settings.json"
-    work = Run(settings, folder, command=_command())
+    work = Run(settings, folder, command=command_line())
     check_folder(folder, overwrite=overwrite, resume=resume)
     if resume and path.exists():
         settings.check_same(Settings.load(path), folder)
@@ -71,7 +71,7 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
         raise CheckpointError(f"{folder} holds no run; begin one with `pruning-adapter importance`.")
     before = Settings.load(path) if path.exists() else Settings()
     settings = before.with_rule(_plain(given))
-    work = Run(settings, folder, command=_command())
+    work = Run(settings, folder, command=command_line())
     check_step(folder, step, method=settings.method, overwrite=overwrite)
     if step == "train" and not overwrite and (folder / "checkpoints").exists():
         # An interrupted training goes on; by other settings it would be neither the one nor the other.
@@ -105,5 +105,6 @@ def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _command() -> str:
+def command_line() -> str:
+    """What was typed, for the record."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -9,9 +9,10 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from pruning_adapter.evaluation.result import Result
+    from pruning_adapter.reproduce.grid import Progress
     from pruning_adapter.training.examples import TaskData
 
-__all__ = ["result", "step", "task", "value"]
+__all__ = ["cell", "result", "step", "task", "value", "wrote"]
 
 _CONSOLE = Console(highlight=False)
 
@@ -49,6 +50,26 @@ def result(found: "Result") -> None:
     _cost(found.cost)
     for note in found.notes:
         _CONSOLE.print(f"[bold white on red] WARNING [/] [bold red]{escape(note)}[/]", soft_wrap=True)
+
+
+def cell(progress: "Progress") -> None:
+    """Say what a cell of a grid found, and how much is left."""
+    done = progress.done
+    quality = next(iter(done.result["quality"].values()))
+    metric, measure = next(iter(quality["metrics"].items()))
+    stuck = ", the larger class only" if quality["at_majority"] else ""
+    left = f"{progress.seconds_left / 60:.0f} min left" if progress.count < progress.of else "done"
+    place = f"{done.cell.recipe} {done.cell.task} {done.cell.arm}, seed {done.cell.seed}"
+    _CONSOLE.print(
+        f"{progress.count:3} of {progress.of}  {place}: {metric} {measure['value']:.3f}{stuck}  (~{left})",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def wrote(path: object) -> None:
+    """Name a file that was written."""
+    _CONSOLE.print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 def _cost(cost: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-__all__ = ["draw_importance", "draw_profiles", "figure_file"]
+__all__ = ["draw_importance", "draw_profiles", "draw_side_by_side", "figure_file"]
 
 # Empty metadata keeps the bytes the same from day to day.
 METADATA: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
@@ -80,6 +80,36 @@ def draw_profiles(rows: Sequence[Sequence[float]], path: str | Path, *, title: s
         _add_scale(mesh, axes, shrink=0.9)
 
 
+def draw_side_by_side(maps: Mapping[str, Sequence[Sequence[float]]], path: str | Path, *, columns: int = 3) -> None:
+    """Draw one block x head map for each name into `path`, all on one scale, as the paper's Figure 1 does.
+
+    Values lie in [0, 1]. The same arguments give the same bytes.
+
+    Raises:
+        ImportanceError: there are no heads to draw.
+        OutputError: as `draw_importance`.
+    """
+    heads = max((len(row) for rows in maps.values() for row in rows), default=0)
+    if not heads:
+        raise ImportanceError("There is no head to draw: no map has a block with a head.")
+    blocks = max(len(rows) for rows in maps.values())
+    across = min(columns, len(maps))
+    down = -(-len(maps) // across)
+    cell = min(0.22, 3.2 / max(heads, blocks))
+    size = (across * (heads * cell + 0.7) + 0.9, down * (blocks * cell + 0.85))
+    with figure_file(path, size=size) as figure:
+        grid = figure.subplots(down, across, squeeze=False)
+        places = [axes for row in grid for axes in row]
+        for axes in places[len(maps) :]:
+            axes.remove()
+        meshes: list[ScalarMappable] = []
+        for axes, (name, rows) in zip(places, maps.items(), strict=False):
+            meshes.append(_mesh(axes, rows, heads))
+            axes.set_title(name, fontsize=9)
+        bar = figure.colorbar(meshes[0], ax=places[: len(maps)], shrink=0.9 / down + 0.1, aspect=24)
+        _name_scale(bar)
+
+
 def _profile(row: Sequence[float]) -> list[float]:
     """The value at the middle of every quantile, the highest first."""
     ranked = sorted(row, reverse=True)
@@ -131,6 +161,11 @@ def _check_kept(rows: Sequence[Sequence[float]], kept: Sequence[Sequence[int]]) 
 
 
 def _fill(axes: Axes, rows: Sequence[Sequence[float]], heads: int) -> None:
+    mesh = _mesh(axes, rows, heads)
+    _add_scale(mesh, axes, shrink=0.5 if len(rows) > 1.5 * heads else 0.9)
+
+
+def _mesh(axes: Axes, rows: Sequence[Sequence[float]], heads: int) -> ScalarMappable:
     from matplotlib.ticker import FixedLocator
 
     padded = [[*row, *[math.nan] * (heads - len(row))] for row in rows]
@@ -142,7 +177,7 @@ def _fill(axes: Axes, rows: Sequence[Sequence[float]], heads: int) -> None:
     axes.xaxis.set_major_formatter(lambda place, _: f"{place - 0.5:.0f}")
     _number_blocks(axes, len(rows))
     axes.set_xlabel("head", fontsize=9)
-    _add_scale(mesh, axes, shrink=0.5 if len(rows) > 1.5 * heads else 0.9)
+    return mesh
 
 
 def _number_blocks(axes: Axes, blocks: int) -> None:
@@ -156,10 +191,13 @@ def _number_blocks(axes: Axes, blocks: int) -> None:
 
 
 def _add_scale(mesh: ScalarMappable, axes: Axes, *, shrink: float) -> None:
-    bar = axes.figure.colorbar(mesh, ax=axes, shrink=shrink, aspect=24)
+    _name_scale(axes.figure.colorbar(mesh, ax=axes, shrink=shrink, aspect=24))
+
+
+def _name_scale(bar: Any) -> None:
     bar.set_label("normalised importance", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.outline.set_visible(False)
 
 
 def _cross_out(axes: Axes, rows: Sequence[Sequence[float]], kept: Sequence[Sequence[int]]) -> None:

@@ -28,7 +28,7 @@ TARGETS = {"attention": ROLES, "all-linear": ALL_ROLES}
 Target = Literal["attention", "all-linear"]
 
 Kept = tuple[tuple[int, ...], ...]
-BlockImportance = Literal["sum", "mean"]
+BlockImportance = Literal["sum", "mean", "equal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +192,9 @@ def plan_ranks(
         target: "attention" adapts query, key, value and output, as in the paper; "all-linear" the feed-forward too.
         roles: the projections to adapt, by name, instead of `target`.
         block_importance: a block's importance is the "sum" of its kept units' normalised scores (a block with many
-            useful heads has more to adapt), or their "mean". The paper leaves it open. Attentions and feed-forwards
-            are ranked among themselves; where one kind was not scored, it follows the other in its block.
+            useful heads has more to adapt), or their "mean". The paper leaves it open. "equal" spreads ranks evenly,
+            the control for both. Attentions and feed-forwards are ranked among themselves; where one kind was not
+            scored, it follows the other in its block.
         normalization: see `plan_pruning`.
 
     Raises:
@@ -212,7 +213,9 @@ def plan_ranks(
         raise PlanError(f"target is {target!r}; use one of {', '.join(TARGETS)}.")
     chosen = tuple(TARGETS[target] if roles is None else roles)
     kept, sites = plan.kept, plan.model.all_sites
-    importance = _importance_of_sites(scores, plan, block_importance, normalization)
+    importance = [1.0] * len(sites)
+    if block_importance != "equal":
+        importance = _importance_of_sites(scores, plan, block_importance, normalization)
     live = [site for site, units in enumerate(kept) if units and sites[site].lora_parameters(units, 1, chosen)]
     origin: dict[str, Any] = {"block_importance": block_importance, "normalization": normalization}
     if budget is None:

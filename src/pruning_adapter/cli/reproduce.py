@@ -1,0 +1,79 @@
+"""`pruning-adapter reproduce`: everything that the paper shows, on any encoder and GLUE."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pruning_adapter.cli import options as o
+from pruning_adapter.cli.session import command_line, prepare_libraries
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    model: o.ModelName = "google-bert/bert-base-uncased",
+    model_name: Annotated[str | None, typer.Option(help="What to call it, if it is a folder.")] = None,
+    data_dir: o.DataDir = None,
+    tasks: Annotated[str, typer.Option(help="GLUE tasks, with commas.")] = "mnli,mrpc,qnli,rte,sst2,wnli",
+    methods: Annotated[
+        str, typer.Option(help="full, lora, prune-lora, random, reversed, magnitude, uniform-rank, with commas. [all]")
+    ] = "full,lora,prune-lora,random,reversed,magnitude,uniform-rank",
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    recipes: Annotated[str, typer.Option(help="default, paper, or both with a comma.")] = "default",
+    train_rows: Annotated[int | None, typer.Option(help="Train on at most so many rows of each task.")] = None,
+    epochs: o.Epochs = None,
+    keep_ratio: o.KeepRatio = None,
+    examples: o.Examples = None,
+    bf16: o.Bf16 = None,
+    jobs: Annotated[int, typer.Option(help="Cells at once, each in a process of its own.")] = 1,
+    only_report: Annotated[bool, typer.Option("--only-report", help="Run nothing; write what is there.")] = False,
+    output_dir: o.OutputDir = Path("reproduction"),
+    threads: o.Threads = None,
+    verbose: o.Verbose = False,
+) -> None:
+    """Run the paper's comparison: task x method x seed; writes reproduction.md and report.html.
+
+    Every cell is a file of its own. What is done is not done again, so the grid goes on after any interruption.
+    """
+    prepare_libraries(threads=threads, verbose=verbose)
+    from pruning_adapter.cli import show
+    from pruning_adapter.reproduce.cells import make_cells
+    from pruning_adapter.reproduce.grid import run_cells
+    from pruning_adapter.reproduce.study import begin_study, measure_beside, write_study
+    from pruning_adapter.settings import Settings
+
+    cells = make_cells(
+        recipes=_list(recipes), tasks=_list(tasks), arms=_list(methods), seeds=[int(seed) for seed in _list(seeds)]
+    )
+    base = Settings().changed(
+        {
+            "model": model,
+            "model_name": model_name,
+            "data_dir": None if data_dir is None else str(data_dir),
+            "train_rows": train_rows,
+            "epochs": epochs,
+            "keep_ratio": keep_ratio,
+            "examples": examples,
+            "bf16": bf16,
+        }
+    )
+    for cell in cells:
+        cell.settings(base).check()
+    begin_study(output_dir, base)
+    try:
+        if not only_report:
+            prepare = partial(prepare_libraries, threads=threads, verbose=verbose)
+            for progress in run_cells(output_dir, cells, base, jobs=jobs, prepare=prepare):
+                show.cell(progress)
+            for what in measure_beside(output_dir, cells, base):
+                show.step(what.capitalize())
+    finally:
+        # Whatever ended it, what is done can be read.
+        path = write_study(output_dir, cells, base, command=command_line())
+    show.wrote(path)
+
+
+def _list(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]

@@ -1,0 +1,97 @@
+"""What stands beside the grid, per task: cost measured side by side, and importance on two disjoint samples."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pruning_adapter.evaluation.cost import compare_inference, compare_training, count_costs, count_trainable
+from pruning_adapter.importance import measure_importance
+from pruning_adapter.importance.batching import LengthSortedBatches
+from pruning_adapter.importance.stability import rank_agreement
+from pruning_adapter.pipeline import Run
+from pruning_adapter.reproduce.cells import Cell
+from pruning_adapter.settings import Settings
+from pruning_adapter.storage import read_json, write_json
+from pruning_adapter.surgery.prune import prune_
+from pruning_adapter.training.methods import apply_method
+from pruning_adapter.training.tokenize import sample_examples
+from pruning_adapter.training.trainer import make_collator
+
+__all__ = ["measure_cost", "measure_maps"]
+
+COST, MAPS = "pruning-adapter grid cost", "pruning-adapter grid maps"
+BATCH = 32
+
+
+def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[str, Any]:
+    """Tables 2, 3 and 4 for one task: counts, memory, and the time of a step and of inference, as ratios.
+
+    The methods take turns in one process: full fine-tuning and Prune-LoRA beside LoRA in training, the pruned model
+    beside the dense one in inference. LoRA is stock: with the model's own dropout.
+    """
+    path = folder / "cost" / f"{recipe}-{task}.json"
+    if path.exists():
+        return read_json(path, kind=COST)
+    cell = Cell(recipe=recipe, task=task, arm="prune-lora", seed=0)
+    run = Run(cell.settings(base), folder / "work" / f"cost-{recipe}-{task}")
+    plan, ranks = run.plan()
+    length, dense = run.typical_length(), run.load_base().model
+    full: dict[str, Any] = {"trainable": count_trainable(dense), **_stock_beside(run, dense, length)}
+    ours = apply_method(run.load_base(), "prune-lora", run.recipe, plan=plan, ranks=ranks)
+    pruned: dict[str, Any] = {"trainable": count_trainable(ours), **_stock_beside(run, ours, length)}
+    del ours
+    lora = count_trainable(apply_method(run.load_base(), "lora", run.recipe))
+    smaller = prune_(run.load_base().model, plan)
+    dense = run.load_base().model
+    content = {
+        "kind": COST,
+        "recipe": recipe,
+        "task": task,
+        "length": length,
+        "full": full,
+        "lora": {"trainable": lora},
+        "prune-lora": pruned,
+        "inference": {
+            **compare_inference(smaller, dense, batch=BATCH, length=length),
+            **count_costs(smaller, dense, length=length),
+        },
+    }
+    write_json(path, content)
+    return content
+
+
+def _stock_beside(run: Run, model: Any, length: int) -> dict[str, Any]:
+    stock = apply_method(run.load_base(), "lora", replace(run.recipe, adapter_dropout=None, lora_dropout=0.0))
+    return compare_training(model, stock, batch=BATCH, length=length)
+
+
+def measure_maps(folder: Path, task: str, base: Settings) -> dict[str, Any]:
+    """Figure 1 for one task: the heads' importance on two samples that share no example, and how well they agree."""
+    path = folder / "maps" / f"{task}.json"
+    if path.exists():
+        return read_json(path, kind=MAPS)
+    settings = Cell(recipe="default", task=task, arm="prune-lora", seed=base.seed).settings(base)
+    run = Run(settings, folder / "work" / f"maps-{task}")
+    model = run.load_base().model
+    both = sample_examples(run.data.train, 2 * settings.examples, settings.seed)
+    # Every second one, so that each half has its share of all classes.
+    scores = [
+        measure_importance(
+            model,
+            LengthSortedBatches(run.features(both[half::2]), make_collator(run.tokenizer)),
+            order=settings.order,  # pyright: ignore[reportArgumentType], checked by Settings
+            reduction=settings.reduction,  # pyright: ignore[reportArgumentType], checked by Settings
+            allow_one_class=True,
+            task=task,
+        )
+        for half in (0, 1)
+    ]
+    content = {
+        "kind": MAPS,
+        "task": task,
+        "examples": [each.examples for each in scores],
+        "heads": [[block.tolist() for block in each.heads] for each in scores],
+        "agreement": rank_agreement(scores[0].heads, scores[1].heads),
+    }
+    write_json(path, content)
+    return content

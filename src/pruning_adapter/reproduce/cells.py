@@ -1,0 +1,59 @@
+"""The cells of the grid: recipe x task x arm x seed, each a whole run with settings of its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from pruning_adapter.errors import DataError
+from pruning_adapter.settings import Settings
+
+__all__ = ["ARMS", "Cell", "make_cells"]
+
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "full": {"method": "full"},
+    "lora": {"method": "lora"},
+    "prune-lora": {"method": "prune-lora"},
+    "random": {"method": "prune-lora", "scorer": "random"},
+    "reversed": {"method": "prune-lora", "scorer": "reversed"},
+    "magnitude": {"method": "prune-lora", "scorer": "magnitude"},
+    # The same heads as "prune-lora", and as many trained parameters, spread evenly.
+    "uniform-rank": {"method": "prune-lora", "block_importance": "equal"},
+}
+"""The paper's three methods and the controls that tell what its two ideas, which heads and which ranks, are worth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid."""
+
+    recipe: str
+    task: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As its file is called, without the ending."""
+        return f"{self.recipe}-{self.task}-{self.arm}-{self.seed}"
+
+    def settings(self, base: Settings) -> Settings:
+        """What this cell's run is asked to do; `base` holds what all cells share."""
+        return replace(base, recipe=self.recipe, task=self.task, seed=self.seed, **ARMS[self.arm])
+
+
+def make_cells(
+    *, recipes: Sequence[str], tasks: Sequence[str], arms: Sequence[str], seeds: Sequence[int]
+) -> tuple[Cell, ...]:
+    """All cells, seed by seed, so that a grid that is stopped early holds whole comparisons.
+
+    Raises:
+        DataError: an unknown arm.
+    """
+    for arm in arms:
+        if arm not in ARMS:
+            raise DataError(f"The arm {arm!r} is unknown; there are {', '.join(ARMS)}.")
+    return tuple(
+        Cell(recipe=recipe, task=task, arm=arm, seed=seed)
+        for seed, recipe, task, arm in product(seeds, recipes, tasks, arms)
+    )

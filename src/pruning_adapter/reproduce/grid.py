@@ -1,0 +1,179 @@
+"""Running the cells of a grid: those that are done are skipped, so it goes on after any interruption.
+
+OUT/cells/<recipe>-<task>-<arm>-<seed>.json    what a cell measured
+OUT/work/<cell>/                               a run that is not done yet
+"""
+
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pruning_adapter.errors import CheckpointError
+from pruning_adapter.reproduce.cells import Cell
+from pruning_adapter.settings import Settings
+from pruning_adapter.storage import read_json, write_json
+
+__all__ = ["Done", "Progress", "load_cells", "run_cells"]
+
+KIND = "pruning-adapter cell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What one cell measured."""
+
+    cell: Cell
+    result: dict[str, Any]
+    """As `Result` saves it."""
+    predictions: dict[str, list[float]]
+    """By validation set, one for every example."""
+    labels: dict[str, list[float]]
+    """Likewise."""
+    seconds: float
+    """The whole run took; with other cells beside it, it says little."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a grid stands when a cell is done."""
+
+    done: Done
+    count: int
+    of: int
+    seconds_left: float
+    """Estimated from the cells of the same task that are done, or of all tasks."""
+
+
+def load_cells(folder: Path, cells: Sequence[Cell]) -> list[Done]:
+    """Those of `cells` that are done.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    found: list[Done] = []
+    for cell in cells:
+        path = _file(folder, cell)
+        if path.exists():
+            content = read_json(path, kind=KIND)
+            try:
+                known = Cell(**content["cell"])
+                done = Done(
+                    cell=known,
+                    result=content["result"],
+                    predictions=content["predictions"],
+                    labels=content["labels"],
+                    seconds=float(content["seconds"]),
+                )
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{path} is not a complete cell: {error!r}. Remove it to run it again."
+                ) from error
+            if known != cell:
+                raise CheckpointError(f"{path} holds the cell {known.name}; it was renamed. Remove it.")
+            found.append(done)
+    return found
+
+
+def run_cells(
+    folder: Path,
+    cells: Sequence[Cell],
+    base: Settings,
+    *,
+    jobs: int = 1,
+    prepare: Callable[[], None] | None = None,
+) -> Iterator[Progress]:
+    """Run those of `cells` that are not done, and tell of each when it is.
+
+    Args:
+        folder: where their files lie.
+        cells: the grid.
+        base: the settings that all share.
+        jobs: cells at once, each in a process of its own; more than 1 only where there is room for their models.
+        prepare: what each job's process does first, such as setting its number of threads.
+
+    Raises:
+        What a run raises; cells that are done stay.
+    """
+    known = load_cells(folder, cells)
+    finished = {done.cell for done in known}
+    todo = [cell for cell in cells if cell not in finished]
+    times = {done.cell.name: (done.cell, done.seconds) for done in known}
+    for count, done in enumerate(_each(folder, todo, base, jobs, prepare), 1):
+        times[done.cell.name] = (done.cell, done.seconds)
+        ran = {cell for cell, _ in times.values()}
+        left = sum(_expected(cell, list(times.values())) for cell in todo if cell not in ran) / max(jobs, 1)
+        yield Progress(done=done, count=len(known) + count, of=len(cells), seconds_left=left)
+
+
+def _each(
+    folder: Path, todo: Sequence[Cell], base: Settings, jobs: int, prepare: Callable[[], None] | None
+) -> Iterator[Done]:
+    if jobs <= 1:
+        for cell in todo:
+            yield run_cell(folder, cell, base)
+        return
+    # Spawned, because CUDA does not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_set_up, initargs=(prepare,)) as pool:
+        running = [pool.submit(run_cell, folder, cell, base) for cell in todo]
+        try:
+            for future in as_completed(running):
+                yield future.result()
+        except BaseException:
+            # Those that have not begun must not.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_cell(folder: Path, cell: Cell, base: Settings) -> Done:
+    """One whole run; its file is written when all is done."""
+    from pruning_adapter.pipeline import Run
+
+    work, start = folder / "work" / cell.name, time.monotonic()
+    run = Run(cell.settings(base), work)
+    run.train()
+    # Cost is measured side by side, not with other cells in between.
+    result = run.evaluate(compare=False)
+    said = read_json(work / "predictions.json", kind="pruning-adapter predictions")
+    done = Done(
+        cell=cell,
+        result=asdict(result),
+        predictions=said["predictions"],
+        labels=said["labels"],
+        seconds=time.monotonic() - start,
+    )
+    write_json(_file(folder, cell), {"kind": KIND, **asdict(done)})
+    shutil.rmtree(work)
+    return done
+
+
+def _expected(cell: Cell, times: Sequence[tuple[Cell, float]]) -> float:
+    for same in (
+        [
+            seconds
+            for other, seconds in times
+            if (other.recipe, other.task, other.arm) == (cell.recipe, cell.task, cell.arm)
+        ],
+        [seconds for other, seconds in times if (other.recipe, other.task) == (cell.recipe, cell.task)],
+        [seconds for _, seconds in times],
+    ):
+        if same:
+            return sum(same) / len(same)
+    return 0.0
+
+
+def _file(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.name}.json"
+
+
+def _set_up(prepare: Callable[[], None] | None) -> None:
+    # Tokenizers would start threads in every process.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if prepare is not None:
+        prepare()

@@ -1,0 +1,73 @@
+"""`reproduction.md` and `report.html`: the same tables and figure, for reading beside the code and alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pruning_adapter.errors import OutputError
+from pruning_adapter.importance.figure import draw_side_by_side
+from pruning_adapter.reproduce.tables import Table
+from pruning_adapter.storage import write_text
+
+__all__ = ["write_pages"]
+
+FIGURE = "importance-maps.svg"
+
+
+def write_pages(
+    folder: Path,
+    tables: Sequence[Table],
+    maps: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    model: str,
+    command: str,
+    facts: Sequence[str],
+) -> None:
+    """Write both pages and the figure into `folder`.
+
+    Args:
+        folder: where to.
+        tables: in the order of the paper's.
+        maps: normalised importance by task; none are drawn if empty.
+        model: as people know it.
+        command: that made all this.
+        facts: what a reader must know first: machine, versions, what is missing yet.
+
+    Raises:
+        OutputError: Jinja2 or matplotlib is missing, or a file cannot be written.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise OutputError(
+            f'Cannot write {folder}: Jinja2 is not installed. Install it with: pip install "pruning-adapter[report]"'
+        ) from error
+    drawing = ""
+    if maps:
+        draw_side_by_side(maps, folder / FIGURE)
+        drawing = (folder / FIGURE).read_text(encoding="utf-8")
+        drawing = drawing[drawing.index("<svg") :]
+    title = f"Task-oriented Memory-efficient Pruning-Adapter, reproduced with {model}"
+    lines = [f"# {title}", "", f"    {command}", "", *(f"{fact}  " for fact in facts), ""]
+    for table in tables:
+        lines += [f"## {table.title}", "", *_markdown(table), ""]
+        if table.note:
+            lines += [table.note, ""]
+    if drawing:
+        lines += ["## Figure 1: importance of every head, by task", "", f"![importance maps]({FIGURE})", ""]
+    write_text(folder / "reproduction.md", "\n".join(lines).rstrip() + "\n")
+    environment = Environment(
+        loader=PackageLoader("pruning_adapter.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("reproduction.html.j2")
+    html = page.render(title=title, command=command, facts=facts, tables=tables, drawing=drawing)
+    write_text(folder / "report.html", html)
+
+
+def _markdown(table: Table) -> list[str]:
+    rows: list[Any] = [table.columns, ["---"] * len(table.columns), *table.rows]
+    return [f"| {' | '.join(row)} |" for row in rows]

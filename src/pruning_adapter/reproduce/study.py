@@ -1,0 +1,100 @@
+"""A grid in its folder, and the pages that it gives.
+
+OUT/settings.json       what all cells share
+OUT/cells/, cost/, maps/    what was measured
+OUT/reproduction.md, report.html, importance-maps.svg
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pruning_adapter.errors import OutputError
+from pruning_adapter.reproduce.accounting import account_for_bert_base
+from pruning_adapter.reproduce.beside import measure_cost, measure_maps
+from pruning_adapter.reproduce.cells import Cell
+from pruning_adapter.reproduce.grid import Done, load_cells
+from pruning_adapter.reproduce.maps import correlation_table, normalized_maps
+from pruning_adapter.reproduce.page import write_pages
+from pruning_adapter.reproduce.tables import (
+    Table,
+    accounting_table,
+    accuracy_tables,
+    cost_table,
+    step_table,
+    time_to_accuracy_table,
+)
+from pruning_adapter.settings import Settings
+
+__all__ = ["begin_study", "measure_beside", "write_study"]
+
+
+def begin_study(folder: Path, base: Settings) -> None:
+    """Write down what all cells share, or check that it is what the grid was begun with.
+
+    Raises:
+        OutputError: the folder holds a grid with other settings, or something else.
+    """
+    path = folder / "settings.json"
+    if path.exists():
+        base.check_same(Settings.load(path), folder)
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} exists and holds no grid; name another folder.")
+    base.save(path)
+
+
+def measure_beside(folder: Path, cells: Sequence[Cell], base: Settings) -> Iterator[str]:
+    """Measure cost and importance maps of all tasks, and tell what is about to be measured."""
+    for recipe, task in dict.fromkeys((cell.recipe, cell.task) for cell in cells):
+        yield f"cost of {task}, recipe {recipe}"
+        measure_cost(folder, recipe, task, base)
+    for task in dict.fromkeys(cell.task for cell in cells):
+        yield f"importance maps of {task}"
+        measure_maps(folder, task, base)
+    shutil.rmtree(folder / "work", ignore_errors=True)
+
+
+def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command: str) -> Path:
+    """Write the pages from all that was measured so far; returns the path of the Markdown one."""
+    done = load_cells(folder, cells)
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    pairs = dict.fromkeys((cell.recipe, cell.task) for cell in cells)
+    costs = [
+        measure_cost(folder, recipe, task, base)
+        for recipe, task in pairs
+        if (folder / "cost" / f"{recipe}-{task}.json").exists()
+    ]
+    maps = [measure_maps(folder, task, base) for task in tasks if (folder / "maps" / f"{task}.json").exists()]
+    tables: list[Table] = [*accuracy_tables(done)] if done else []
+    tables.append(accounting_table(account_for_bert_base()))
+    if costs:
+        tables += [cost_table(costs), step_table(costs), time_to_accuracy_table(done, costs)]
+    if maps:
+        tables.append(correlation_table(maps))
+    write_pages(
+        folder,
+        tables,
+        normalized_maps(maps) if maps else {},
+        model=base.model_id,
+        command=command,
+        facts=_facts(done, cells, base),
+    )
+    return folder / "reproduction.md"
+
+
+def _facts(done: Sequence[Done], cells: Sequence[Cell], base: Settings) -> list[str]:
+    facts: list[str] = []
+    if len(done) < len(cells):
+        facts.append(f"Not finished: {len(done)} of {len(cells)} cells are done. The command above goes on.")
+    kept = base.keep_ratio if base.keep_ratio is not None else 0.7
+    what = f"at most {base.train_rows:,} training rows" if base.train_rows else "all training rows"
+    facts.append(f"{what}, {kept:.0%} of the heads kept, importance from {base.examples} examples")
+    if not done:
+        return facts
+    first: dict[str, Any] = done[0].result
+    machines = {str(found.result["machine"].get("gpu", found.result["machine"]["processor"])) for found in done}
+    facts.append(f"on {', '.join(sorted(machines))}; {first['recipe']['precision']}")
+    facts.append(", ".join(f"{name} {version}" for name, version in first["versions"].items()))
+    return facts

@@ -1,0 +1,178 @@
+"""A tiny grid, through the command line: its files, going on after an interruption, and its pages."""
+
+import json
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from pruning_adapter import cli
+from pruning_adapter.errors import CheckpointError, DataError
+from pruning_adapter.pipeline import Run
+from pruning_adapter.reproduce import grid
+from pruning_adapter.reproduce.cells import ARMS, Cell, make_cells
+from pruning_adapter.reproduce.grid import load_cells, run_cells
+from pruning_adapter.settings import Settings
+from tiny_encoder import make_texts, save_tiny_encoder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_quiet_as_before() -> Generator[None]:
+    verbosity = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.utils.logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_encoder(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SST-2 and RTE in GLUE's own layout."""
+    folder = tmp_path_factory.mktemp("glue")
+    for name in ("SST-2", "RTE"):
+        (folder / name).mkdir()
+    for file, count in (("train.tsv", 40), ("dev.tsv", 16)):
+        texts = make_texts(file, count, 2)
+        lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in texts)]
+        (folder / "SST-2" / file).write_text("\n".join(lines) + "\n")
+        named = ("entailment", "not_entailment")
+        lines = ["index\tsentence1\tsentence2\tlabel"]
+        lines += [f"{n}\t{text}\tw1 w2\t{named[label]}" for n, (text, label) in enumerate(texts)]
+        (folder / "RTE" / file).write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def arguments(model: Path, glue: Path, folder: Path, *more: object) -> list[object]:
+    where = ["--model", model, "--model-name", "tiny", "--data-dir", glue, "--output-dir", folder, "--threads", 1]
+    return [*where, "--epochs", 1, "--train-rows", 32, "--examples", 8, *more]
+
+
+def call(*given: object, code: int = 0) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["pruning-adapter", "reproduce", *map(str, given)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert end.value.code == code
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "grid"
+    call(*arguments(model, glue, folder, "--tasks", "sst2,rte", "--seeds", "0"))
+    return folder
+
+
+def base(model: Path, glue: Path) -> Settings:
+    return Settings(model=str(model), data_dir=str(glue), epochs=1, train_rows=32, examples=8)
+
+
+def test_every_cell_is_a_file_and_nothing_else_stays(finished: Path) -> None:
+    names = {f"default-{task}-{arm}-0.json" for task in ("sst2", "rte") for arm in ARMS}
+    assert {path.name for path in (finished / "cells").iterdir()} == names
+    assert {path.name for path in finished.iterdir()} == {
+        *("settings.json", "cells", "cost", "maps"),
+        *("reproduction.md", "report.html", "importance-maps.svg"),
+    }
+
+
+def test_the_pages_hold_every_table_and_no_path(finished: Path, model: Path) -> None:
+    told = (finished / "reproduction.md").read_text()
+    for title in ("Table 1", "Tables 2 and 3", "Table 4", "Time to LoRA", "Figure 1"):
+        assert title in told
+    assert "reproduced with tiny" in told
+    assert "Not finished" not in told
+    page = (finished / "report.html").read_text()
+    assert "<svg" in page
+    assert "<script" not in page
+    cells = "".join(path.read_text() for path in (finished / "cells").iterdir())
+    assert str(model) not in cells
+
+
+def test_arms_differ_in_what_they_say(finished: Path) -> None:
+    def cell(arm: str) -> dict[str, Any]:
+        return json.loads((finished / "cells" / f"default-sst2-{arm}-0.json").read_text())["result"]
+
+    kept = {arm: cell(arm)["pruning"]["kept_heads"] for arm in ARMS if arm not in ("full", "lora")}
+    assert kept["uniform-rank"] == kept["prune-lora"]
+    assert len({str(heads) for heads in kept.values()}) == 4
+    ranks = {arm: cell(arm)["pruning"]["ranks"] for arm in ("prune-lora", "uniform-rank")}
+    assert len(set(ranks["prune-lora"])) == 2
+    assert max(ranks["uniform-rank"]) - min(ranks["uniform-rank"]) <= 1
+    trained = {arm: cell(arm)["cost"]["trainable_parameters"] for arm in ranks}
+    assert 0.9 * trained["prune-lora"] < trained["uniform-rank"] <= trained["prune-lora"]
+
+
+def test_what_is_done_is_not_done_again(
+    finished: Path, model: Path, glue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "train", lambda _: pytest.fail("a cell was run again"))
+    call(*arguments(model, glue, finished, "--tasks", "sst2,rte", "--seeds", "0"))
+
+
+def test_other_settings_are_refused_in_the_same_folder(
+    finished: Path, model: Path, glue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*arguments(model, glue, finished, "--tasks", "rte", "--keep-ratio", 0.5), code=2)
+    assert "keep_ratio=None, now keep_ratio=0.5" in capsys.readouterr().err
+
+
+def test_an_interrupted_grid_goes_on_to_the_same_end(
+    model: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = make_cells(recipes=["default"], tasks=["sst2"], arms=["lora", "prune-lora"], seeds=[0])
+    whole = [progress.done for progress in run_cells(tmp_path / "whole", cells, base(model, glue))]
+    evaluate = Run.evaluate
+    monkeypatch.setattr(Run, "evaluate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        list(run_cells(tmp_path / "halved", cells, base(model, glue)))
+    assert not load_cells(tmp_path / "halved", cells)
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    halved = list(run_cells(tmp_path / "halved", cells, base(model, glue)))
+    assert [progress.done.predictions for progress in halved] == [done.predictions for done in whole]
+    assert [(progress.count, progress.of) for progress in halved] == [(1, 2), (2, 2)]
+    assert halved[-1].seconds_left == 0
+
+
+def test_jobs_give_what_one_process_gives(model: Path, glue: Path, tmp_path: Path) -> None:
+    cells = make_cells(recipes=["default"], tasks=["sst2"], arms=["lora", "random"], seeds=[0])
+    list(run_cells(tmp_path / "one", cells, base(model, glue)))
+    list(run_cells(tmp_path / "two", cells, base(model, glue), jobs=2))
+    one, two = (load_cells(tmp_path / name, cells) for name in ("one", "two"))
+    assert [done.cell for done in one] == [done.cell for done in two] == list(cells)
+    assert [done.predictions for done in one] == [done.predictions for done in two]
+
+
+def test_a_damaged_cell_is_named(finished: Path, tmp_path: Path) -> None:
+    cell = Cell(recipe="default", task="sst2", arm="lora", seed=0)
+    content = json.loads((finished / "cells" / f"{cell.name}.json").read_text())
+    (tmp_path / "cells").mkdir()
+    path = tmp_path / "cells" / f"{cell.name}.json"
+    path.write_text(json.dumps({name: value for name, value in content.items() if name != "labels"}))
+    with pytest.raises(CheckpointError, match="is not a complete cell.*labels"):  # noqa: RUF043
+        load_cells(tmp_path, [cell])
+    path.write_text(json.dumps(content | {"cell": content["cell"] | {"seed": 1}}))
+    with pytest.raises(CheckpointError, match="was renamed"):
+        load_cells(tmp_path, [cell])
+
+
+def test_an_unknown_arm_is_refused() -> None:
+    with pytest.raises(DataError, match="'best' is unknown; there are full, lora"):
+        make_cells(recipes=["default"], tasks=["rte"], arms=["best"], seeds=[0])
+
+
+def test_what_is_left_is_guessed_from_cells_like_it() -> None:
+    def cell(task: str, arm: str, seed: int) -> Cell:
+        return Cell(recipe="default", task=task, arm=arm, seed=seed)
+
+    times = [(cell("rte", "lora", 0), 10.0), (cell("rte", "full", 0), 20.0), (cell("mnli", "lora", 0), 90.0)]
+    assert grid._expected(cell("rte", "lora", 1), times) == 10.0
+    assert grid._expected(cell("rte", "random", 1), times) == 15.0
+    assert grid._expected(cell("sst2", "random", 1), times) == 40.0
+    assert grid._expected(cell("rte", "lora", 0), []) == 0.0

@@ -47,8 +47,8 @@ def correlation_table(maps: Sequence[Mapping[str, Any]]) -> Table:
         columns=("", *names),
         rows=rows,
         note="Spearman's rank correlation of the heads' importance, within blocks, averaged. On the diagonal: two "
-        f"samples of one task that share no example ({' or '.join(map(str, count))} each). Tasks differ in what they need "
-        "only as far as the numbers beside the diagonal are lower than those on it.",
+        f"samples of one task that share no example ({' or '.join(map(str, count))} each). Tasks differ in what they "
+        "need only as far as the numbers beside the diagonal are lower than those on it.",
     )
 
 

@@ -52,8 +52,8 @@ def accuracy_tables(cells: Sequence[Done]) -> list[Table]:
                 columns=("", *tasks),
                 rows=tuple(rows),
                 note="Per cent of the validation set; mean over seeds ± half the 95 % interval over seeds "
-                "(Student's t), and p, the probability that the difference to LoRA on the same examples is chance. † marks runs that "
-                "answer the larger class always.",
+                "(Student's t), and p, the probability that the difference to LoRA on the same examples is chance. "
+                "† marks runs that answer the larger class always.",
             )
         )
     return tables
@@ -126,8 +126,8 @@ def accounting_table(accounts: Sequence[Account]) -> Table:
         rows=tuple(rows),
         note="Without the task head in what trains, as the paper counts. Where heads are chosen, from the smallest "
         "number to the largest that the choice allows. The paper's text (44 of 144 heads pruned, LoRA on query, key, "
-        "value and output, rank 8 in the 4 most important blocks and 4 in the others) cannot give the 308.7 K and 101.29 M that "
-        "its tables print. Both figures follow exactly from 43 heads, LoRA on query, key and value only, and rank 8 in "
+        "value and output, rank 8 in the 4 most important blocks and 4 in the others) cannot give the 308.7 K and "
+        "101.29 M that its tables print. Both figures follow exactly from 43 heads, LoRA on query, key and value only, and rank 8 in "
         "5 blocks: it seems that two thresholds were off by one, and that the output projection was left out, as the "
         "table's LoRA (259.6 K is rank 4 on three matrices) leaves it out too. Its inference memory is the weights' "
         "bytes in float32, in units of 1,048,576, and about a megabyte more.",

@@ -1,0 +1,377 @@
+"""Which criterion knows what may go? A screen of criteria right after surgery, without any training.
+
+    python benchmarks/criteria.py --model MODEL --data-dir GLUE --work-dir WORK \
+        --output benchmarks/results/criteria.json
+
+Per task and seed, one dense model is trained by LoRA and merged (cached in the work folder). Every criterion scores
+heads and neurons; the trained model is pruned by its scores to shares of heads and of the encoder's operations, and its
+loss, accuracy and agreement with the dense model are taken on validation examples, as it is and after least squares.
+
+A criterion is what is measured, and of which model:
+
+* of: "untrained" (the base with a random task head, as in the paper), "head" (the head fitted to the frozen features by
+  logistic regression first, in seconds), "warm" (after 5 % of LoRA's steps), "trained" (the dense model itself).
+* what: "first" (mean |gradient|), "second" (mean squared gradient), "output" (mean squared change of the last hidden
+  state, through random projections; needs no label), "magnitude", and "random", five draws.
+* "leave-one-out": how much the loss of 256 training examples rises when a head really goes; the yardstick. Each
+  criterion's rank correlation with it (heads, within blocks) stands beside what it chooses.
+
+Cells that the output file already holds are skipped, so the screen resumes after any interruption.
+"""
+
+import argparse
+import copy
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+import pruning_adapter as pa
+from pruning_adapter.architectures.identity import identify
+from pruning_adapter.architectures.sites import find_all_sites, find_sites
+from pruning_adapter.checkpoint.merged import merge
+from pruning_adapter.costs.macs import count_model_macs
+from pruning_adapter.environment import machine, versions
+from pruning_adapter.evaluation.predict import predict
+from pruning_adapter.importance.batching import LengthSortedBatches
+from pruning_adapter.importance.gates import Gate, gated_sites
+from pruning_adapter.importance.stability import rank_agreement
+from pruning_adapter.storage import replace_folder, write_json, write_text
+from pruning_adapter.training.base_model import load_base, load_tokenizer
+from pruning_adapter.training.methods import apply_method
+from pruning_adapter.training.recipes import RECIPES
+from pruning_adapter.training.tasks import load_glue
+from pruning_adapter.training.tokenize import sample_examples, tokenize
+from pruning_adapter.training.trainer import make_collator, train_
+
+UNITS = ("heads", "neurons")
+LENGTH = 128
+RULES: dict[str, dict[str, float]] = {
+    "70 % of heads": {"keep_ratio": 0.7},
+    "50 % of heads": {"keep_ratio": 0.5},
+    "33 % of heads": {"keep_ratio": 0.33},
+    "50 % of MACs": {"encoder_macs": 0.5},
+    "33 % of MACs": {"encoder_macs": 0.33},
+}
+CRITERIA = (
+    *((of, what) for of in ("untrained", "head", "warm", "trained") for what in ("first", "second")),
+    ("untrained", "output"),
+    ("trained", "output"),
+    ("untrained", "magnitude"),
+    *(("random", str(draw)) for draw in range(5)),
+    ("trained", "leave-one-out"),
+)
+PROJECTIONS = 4
+"""Random projections of an example's hidden state; examples average them further."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or hub id of an encoder")
+    parser.add_argument("--model-id", help="name to record instead of a folder")
+    parser.add_argument("--data-dir", required=True, help="folder of GLUE data")
+    parser.add_argument("--work-dir", type=Path, required=True, help="where trained models are kept")
+    parser.add_argument("--tasks", nargs="+", default=["mrpc", "qnli", "mnli", "rte"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--train-rows", type=int, default=12_000, help="of a task, at the most")
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--examples", type=int, default=512, help="training examples that are scored")
+    parser.add_argument("--validation", type=int, default=500, help="validation examples that are looked at")
+    parser.add_argument("--bf16", action="store_true", help="train with bfloat16 matrix products")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+    cells = json.loads(options.output.read_text())["cells"] if options.output.exists() else []
+    seen = {(cell["task"], cell["seed"], cell["of"], cell["what"]) for cell in cells}
+    for seed in options.seeds:
+        for task in options.tasks:
+            todo = [pair for pair in CRITERIA if (task, seed, *pair) not in seen]
+            if not todo:
+                continue
+            screen = Screen(options, task, seed)
+            for of, what in todo:
+                start = time.monotonic()
+                cells.append({"task": task, "seed": seed, "of": of, "what": what, **screen.judge(of, what)})
+                write(options, cells)
+                print(f"{task} seed {seed}: {of} {what} ({time.monotonic() - start:.0f} s)", flush=True)
+    print(options.output.with_suffix(".md").read_text())
+
+
+class Screen:
+    """One trained model, and everything that is measured of it once."""
+
+    def __init__(self, options: argparse.Namespace, task: str, seed: int) -> None:
+        self.options, self.task, self.seed = options, task, seed
+        self.data = load_glue(task, data_dir=Path(options.data_dir), train_rows=options.train_rows, seed=seed)
+        self.tokenizer = load_tokenizer(options.model)
+        self.collate = make_collator(self.tokenizer)
+        self.recipe = replace(RECIPES["default"], epochs=options.epochs)
+        self.train = self.tokenize(self.data.train)
+        scored = self.tokenize(sample_examples(self.data.train, options.examples, seed))
+        self.batches = LengthSortedBatches(scored, self.collate, batch_size=32)
+        self.few = list(LengthSortedBatches(scored[:256], self.collate, batch_size=64))
+        examples = sample_examples(next(iter(self.data.validation.values())), options.validation, 0)
+        self.validation = self.tokenize(examples)
+        self.labels = np.array([int(example.label) for example in examples])
+        self.model_of = cache(self._model_of)
+        self.scores_of = cache(self._scores_of)
+        self.dense = self.look(self.model_of("trained"))
+        whole = count_model_macs(self.model_of("trained"))
+        sites = identify(self.model_of("trained")).all_sites
+        self.fixed, self.all_macs = whole.kept(sites, [()] * len(sites), LENGTH), whole.dense(LENGTH)
+
+    def tokenize(self, examples: Any) -> list[dict[str, Any]]:
+        return tokenize(examples, self.tokenizer, max_length=128, label_names=self.data.label_names)
+
+    def judge(self, of: str, what: str) -> dict[str, Any]:
+        scores = self.scores_of(of, what)
+        yardstick = self.scores_of("trained", "leave-one-out")
+        rows = [
+            {"rule": rule, "scope": scope, "reconstruct": correction, **self.prune(scores, rule, scope, correction)}
+            for rule in RULES
+            # Budgets weigh the raw scores against what a unit costs.
+            for scope in (("block", "model") if "keep_ratio" in RULES[rule] else ("none",))
+            for correction in ("none", "lstsq")
+            if scores.neurons or "keep_ratio" in RULES[rule]
+        ]
+        return {
+            "agreement_with_leave_one_out": rank_agreement(scores.heads, yardstick.heads),
+            "dense": self.told(self.dense),
+            "rows": rows,
+        }
+
+    def prune(self, scores: Any, rule: str, scope: Any, correction: Any) -> dict[str, float]:
+        asked = dict(RULES[rule])
+        if "encoder_macs" in asked:
+            share = asked.pop("encoder_macs")
+            asked["keep_macs"] = (share * (self.all_macs - self.fixed) + self.fixed) / self.all_macs
+        else:
+            scores = replace(scores, neurons=())
+        plan = pa.plan_pruning(
+            scores, **asked, length=LENGTH, normalization=None if scope == "none" else scope, reconstruct=correction
+        )
+        model = copy.deepcopy(self.model_of("trained"))
+        pruned = pa.prune_(model, plan) if correction == "none" else pa.reconstruct_(model, plan, self.batches)
+        return self.told(self.look(pruned))
+
+    def look(self, model: Any) -> np.ndarray[Any, Any]:
+        return predict(model, self.validation, self.collate)
+
+    def told(self, logits: np.ndarray[Any, Any]) -> dict[str, float]:
+        chosen = logits.argmax(axis=1)
+        return {
+            "loss": float(-log_softmax(logits, axis=1)[np.arange(len(self.labels)), self.labels].mean()),
+            "accuracy": float((chosen == self.labels).mean()),
+            "agreement": float((chosen == self.dense.argmax(axis=1)).mean()) if hasattr(self, "dense") else 1.0,
+        }
+
+    def _model_of(self, of: str) -> Any:
+        if of == "trained":
+            return self._trained()
+        base = load_base(self.options.model, label_names=self.data.label_names, seed=self.seed)
+        if of == "head":
+            fit_head_(base.model, self.batches)
+        if of == "warm":
+            adapted = apply_method(base, "lora", self.recipe)
+            self._train_(adapted, 0.05 * self.recipe.epochs)
+            return merge(adapted)
+        return base.model
+
+    def _trained(self) -> Any:
+        folder = self.options.work_dir / f"{self.task}-{len(self.train)}-{self.options.epochs:g}-seed{self.seed}"
+        if not folder.is_dir():
+            base = load_base(self.options.model, label_names=self.data.label_names, seed=self.seed)
+            adapted = apply_method(base, "lora", self.recipe)
+            self._train_(adapted, self.recipe.epochs)
+            with replace_folder(folder) as aside:
+                merge(adapted).save_pretrained(aside)
+        return load_base(str(folder), label_names=self.data.label_names, seed=self.seed).model.eval()
+
+    def _train_(self, model: nn.Module, epochs: float) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train_(
+                model,
+                self.train,
+                tokenizer=self.tokenizer,
+                recipe=replace(self.recipe, epochs=epochs),
+                method="lora",
+                folder=Path(folder),
+                seed=self.seed,
+                bf16=self.options.bf16,
+            )
+
+    def _scores_of(self, of: str, what: str) -> Any:
+        if of == "random":
+            return pa.random_importance(self.model_of("trained"), seed=1000 * self.seed + int(what), units=UNITS)
+        model = self.model_of(of)
+        if what in ("first", "second"):
+            found = pa.measure_importance(model, self.batches, units=UNITS, order=what, progress=False)  # pyright: ignore[reportArgumentType]
+        elif what == "magnitude":
+            found = pa.magnitude_importance(model, units=UNITS)
+        elif what == "output":
+            found = measure_output_change(model, self.batches)
+        else:
+            found = leave_one_out(model, self.few)
+        # What was measured of one model decides about another: same sizes, other weights.
+        return replace(found, model=identify(self.model_of("trained")))
+
+
+def fit_head_(model: Any, batches: LengthSortedBatches) -> None:
+    """Fit the last linear map of the task head to the frozen model's features, by logistic regression."""
+    classes = model.config.num_labels
+    last = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == classes][
+        -1
+    ]
+    inputs: list[Tensor] = []
+    labels: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.no_grad():
+        for batch in batches:
+            model.eval()(**batch)
+            labels.append(batch["labels"])
+    handle.remove()
+    fitted = LogisticRegression(C=0.1, max_iter=1000).fit(torch.cat(inputs).numpy(), torch.cat(labels).numpy())
+    weight, bias = torch.tensor(fitted.coef_).float(), torch.tensor(fitted.intercept_).float()
+    if classes == 2:
+        # One row decides between two classes.
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    with torch.no_grad():
+        last.weight.copy_(weight)
+        last.bias.copy_(bias)
+
+
+def measure_output_change(model: Any, batches: LengthSortedBatches) -> Any:
+    """Mean squared gradient of random projections of the last hidden state: the diagonal of J^T J, by Hutchinson."""
+    sites = find_all_sites(model)
+    totals = [torch.zeros(site.units, dtype=torch.float64) for site in sites]
+    generator, tokens = torch.Generator().manual_seed(0), 0
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.eval()
+    for batch in batches:
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        size, mask = len(batch["labels"]), batch["attention_mask"]
+        gates = [Gate(site.units, batch=size, per_token=False, dtype=torch.float32) for site in sites]
+        with torch.enable_grad(), gated_sites(sites, gates):
+            hidden = model.base_model(**inputs).last_hidden_state
+        for number in range(PROJECTIONS):
+            signs = torch.randint(0, 2, hidden.shape, generator=generator) * 2.0 - 1
+            told = (signs * hidden * mask.unsqueeze(-1)).sum()
+            values: Any = [gate.value for gate in gates]
+            found = torch.autograd.grad(told, values, retain_graph=number < PROJECTIONS - 1)
+            for total, gradient in zip(totals, found, strict=True):
+                total += gradient.double().square().sum(0)
+        tokens += int(mask.sum())
+    heads = len(find_sites(model))
+    scores = [total / tokens / PROJECTIONS for total in totals]
+    control = pa.random_importance(model, seed=0, units=UNITS)
+    return replace(control, heads=tuple(scores[:heads]), neurons=tuple(scores[heads:]), scorer="output change")
+
+
+def leave_one_out(model: Any, batches: list[dict[str, Tensor]]) -> Any:
+    """How much the mean loss rises when one head goes; neurons are too many."""
+    sites = find_sites(model)
+
+    def loss(gates: list[Tensor]) -> float:
+        with torch.no_grad(), pa.gated(model, gates):
+            losses = [(float(model(**batch).loss), len(batch["labels"])) for batch in batches]
+        return sum(value * count for value, count in losses) / sum(count for _, count in losses)
+
+    ones = [torch.ones(site.units) for site in sites]
+    whole = loss(ones)
+    rises: list[Tensor] = []
+    for place, site in enumerate(sites):
+        rise = torch.zeros(site.units, dtype=torch.float64)
+        for head in range(site.units):
+            gates = [gate.clone() for gate in ones]
+            gates[place][head] = 0
+            rise[head] = loss(gates) - whole
+        rises.append(rise)
+    control = pa.random_importance(model, seed=0, units=("heads",))
+    return replace(control, heads=tuple(rises), scorer="leave-one-out")
+
+
+def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
+    command = shlex.join(["python", *sys.argv])
+    for path, shown in (
+        (options.model, options.model_id or Path(options.model).name),
+        (options.data_dir, "GLUE"),
+        (str(options.work_dir), "WORK"),
+        (str(options.output), options.output.name),
+    ):
+        command = command.replace(path, shown)
+    content = {"command": command, "machine": machine(), "versions": versions(), "cells": cells}
+    write_json(options.output, content)
+    write_text(options.output.with_suffix(".md"), table(content))
+
+
+def table(content: dict[str, Any]) -> str:
+    where, cells = content["machine"], content["cells"]
+    lines = [
+        "# What criteria choose, right after surgery",
+        "",
+        f"    {content['command']}",
+        "",
+        f"On {where.get('gpu', where['processor'])}, {where['threads']} threads; "
+        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+        + ".",
+        "",
+        "Loss on validation examples above the dense model's, mean over seeds (and draws), as it is / after least "
+        "squares; best of both scopes for heads. LOO: rank correlation with leave-one-out, heads, within blocks.",
+    ]
+    for task in dict.fromkeys(cell["task"] for cell in cells):
+        of_task = [cell for cell in cells if cell["task"] == task]
+        dense = {cell["seed"]: cell["dense"] for cell in of_task}
+        lines += [
+            "",
+            f"## {task}: dense loss {statistics.mean(each['loss'] for each in dense.values()):.3f}, "
+            f"accuracy {100 * statistics.mean(each['accuracy'] for each in dense.values()):.1f}",
+            "",
+            f"| criterion | LOO | {' | '.join(RULES)} |",
+            f"| --- | --- | {' | '.join('---' for _ in RULES)} |",
+        ]
+        for name, group in grouped(of_task):
+            known = [cell["agreement_with_leave_one_out"] for cell in group]
+            told = [f"{statistics.mean(known):.2f}"]
+            told += [" / ".join(rise(group, rule, how) for how in ("none", "lstsq")) for rule in RULES]
+            lines.append(f"| {name} | {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def grouped(cells: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    name_of: Callable[[dict[str, Any]], str] = lambda cell: (  # noqa: E731
+        "random" if cell["of"] == "random" else f"{cell['of']}, {cell['what']}"
+    )
+    for name in dict.fromkeys(map(name_of, cells)):
+        yield name, [cell for cell in cells if name_of(cell) == name]
+
+
+def rise(cells: list[dict[str, Any]], rule: str, correction: str) -> str:
+    by_scope: dict[str, list[float]] = {}
+    for cell in cells:
+        for row in cell["rows"]:
+            if (row["rule"], row["reconstruct"]) == (rule, correction):
+                by_scope.setdefault(row["scope"], []).append(row["loss"] - cell["dense"]["loss"])
+    return f"{min(statistics.mean(values) for values in by_scope.values()):+.3f}" if by_scope else ""
+
+
+if __name__ == "__main__":
+    main()

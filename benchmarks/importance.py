@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def measure_costs(task: str, base: Any, batches: Iterable[dict[str, Tensor]], op
                 seconds[name].append(time.perf_counter() - start)
     longest = listed[0]
     peaks = {name: peak_memory(partial(arm, [longest]), device) for name, arm in arms.items() if name != "one by one"}
-    lora: Any = apply_method(base, "lora", RECIPES["default"])
+    lora: Any = apply_method(base, "lora", replace(RECIPES["default"], adapter_dropout=None))
     lora.train()
     step = peak_memory(lambda: lora(**longest).loss.backward(), device)
     rows: list[dict[str, Any]] = []

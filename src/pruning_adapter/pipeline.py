@@ -49,7 +49,7 @@ from pruning_adapter.surgery.prune import check_plan_fits
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
-from pruning_adapter.training.methods import apply_method
+from pruning_adapter.training.methods import apply_method, set_dropout_
 from pruning_adapter.training.padding_free import check_padding_free, leave_out_padding_
 from pruning_adapter.training.precision import halve_frozen_
 from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
@@ -385,6 +385,14 @@ class Run:
             for name, examples in self.data.validation.items()
         }
         quality = {name: self._measure_quality(scores[name], self.data.validation[name]) for name in scores}
+        notes, training_cost = list(_warn(quality)), dict[str, Any]()
+        if compare and self.method == "prune-lora":
+            try:
+                training_cost = self._compare_training(batch, length)
+            except torch.OutOfMemoryError:
+                notes.append(
+                    "The training step was not compared with LoRA's: two models at once did not fit in memory."
+                )
         predictions = {
             name: (rows[:, 0] if self.data.is_regression else rows.argmax(axis=1)).tolist()
             for name, rows in scores.items()
@@ -412,12 +420,12 @@ class Run:
             cost={
                 **count_costs(model, dense, length=length),
                 **(compare_inference(model, dense, batch=batch, length=length) if compare else {}),
-                **(self._compare_training(batch, length) if compare and self.method == "prune-lora" else {}),
+                **training_cost,
                 "trainable_parameters": training["trainable_parameters"],
             },
             history=tuple(training["history"]),
             pruning=self._describe_pruning(length) if self.method == "prune-lora" else None,
-            notes=_warn(quality),
+            notes=tuple(notes),
             command=self.command,
             versions=versions(),
             machine=machine(),
@@ -438,10 +446,20 @@ class Run:
         shuffle = None if self.settings.stop_when_stable is None else self.settings.seed
         return LengthSortedBatches(self.features(sample), make_collator(self.tokenizer), shuffle=shuffle)
 
-    def _compare_training(self, batch: int, length: int) -> dict[str, Any]:
-        """Beside LoRA on the dense model as people run it: with the model's own dropout."""
+    def load_stock(self) -> nn.Module:
+        """LoRA on the dense model as people run it, with the model's own dropout: what training is compared with."""
         stock = apply_method(self.load_base(), "lora", replace(self.recipe, adapter_dropout=None, lora_dropout=0.0))
-        return compare_training(self._load_adapted(trainable=True), stock, batch=batch, length=length)
+        return halve_frozen_(stock) if self.settings.bf16 else stock
+
+    def _compare_training(self, batch: int, length: int) -> dict[str, Any]:
+        model = self._load_adapted(trainable=True)
+        if self.recipe.adapter_dropout is not None:
+            set_dropout_(model, self.recipe.adapter_dropout)
+        if self.settings.bf16:
+            halve_frozen_(model)
+        # In parts as small as those that training computes.
+        part = max(1, batch // self.settings.accumulate)
+        return compare_training(model, self.load_stock(), batch=part, length=length, bf16=self.settings.bf16)
 
     def _load_adapted(self, *, trainable: bool = False) -> nn.Module:
         from peft import PeftModel

@@ -259,7 +259,7 @@ class Settings:
             base = replace(self, **dict.fromkeys((*RULES, "latency_table")))
         return base.changed(given)
 
-    def check_same(self, other: "Settings", path: Path) -> None:
+    def check_same(self, other: "Settings", path: Path, *, otherwise: str = "begin anew with --overwrite") -> None:
         """Refuse to go on with other settings than a run began with.
 
         Raises:
@@ -270,5 +270,5 @@ class Settings:
             if was != now:
                 raise OutputError(
                     f"{path} was begun with {field.name}={was!r}, now {field.name}={now!r} was given. Resume with the "
-                    "same settings, or begin anew with --overwrite."
+                    f"same settings, or {otherwise}."
                 )

@@ -162,7 +162,7 @@ def test_nothing_outlives_a_step() -> None:
     shared = {id(module.together): module.together for module in model.modules() if isinstance(module, QuickLinear)}
     shared.pop(id(None), None)
     assert shared
-    assert all(together._waiting == (None, {}) for together in shared.values() if together)
+    assert all(together._waiting[0] is None for together in shared.values() if together)
 
 
 def test_query_key_and_value_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,13 @@ def test_it_does_not_stop_before_two_classes_were_seen(monkeypatch: pytest.Monke
     assert scores.examples == 5
 
 
+def test_one_class_may_stop_early_where_it_is_allowed() -> None:
+    batch = make_batch()
+    batch["labels"] = torch.zeros_like(batch["labels"])
+    scores = pa.measure_importance(make_model("bert"), [batch] * 12, stop_when_stable=0.01, allow_one_class=True)
+    assert scores.examples == 36
+
+
 def test_a_ranking_that_never_settles_uses_all_examples() -> None:
     batch = make_batch()
     scores = pa.measure_importance(make_model("bert"), [batch] * 7, stop_when_stable=1.0)

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from pruning_adapter import cli
-from pruning_adapter.errors import CheckpointError, DataError
+from pruning_adapter.errors import CheckpointError, DataError, TrainingError
 from pruning_adapter.pipeline import Run
 from pruning_adapter.reproduce import grid
 from pruning_adapter.reproduce.cells import ARMS, Cell, make_cells
@@ -160,6 +160,38 @@ def test_a_damaged_cell_is_named(finished: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(content | {"cell": content["cell"] | {"seed": 1}}))
     with pytest.raises(CheckpointError, match="was renamed"):
         load_cells(tmp_path, [cell])
+
+
+def test_seeds_that_are_no_numbers_are_one_error(
+    model: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*arguments(model, glue, tmp_path / "grid", "--seeds", "0,a"), code=2)
+    assert "--seeds is '0,a'; give whole numbers" in capsys.readouterr().err
+    assert not (tmp_path / "grid").exists()
+
+
+def test_what_is_named_twice_is_run_once() -> None:
+    cells = make_cells(recipes=["default"], tasks=["rte", "rte"], arms=["lora"], seeds=[0, 0])
+    assert [cell.name for cell in cells] == ["default-rte-lora-0"]
+
+
+def test_a_failure_leaves_a_page_and_the_work_of_other_cells(
+    model: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(run: Run) -> None:
+        if run.method == "prune-lora":
+            raise TrainingError("no luck")
+        train(run)
+
+    train, folder = Run.train, tmp_path / "grid"
+    monkeypatch.setattr(Run, "train", fail)
+    begun = arguments(model, glue, folder, "--tasks", "rte", "--seeds", "0")
+    call(*begun, "--methods", "lora,prune-lora", code=2)
+    assert "no luck" in capsys.readouterr().err
+    assert "Not finished: 1 of 2 cells" in (folder / "reproduction.md").read_text()
+    (folder / "work" / "default-mnli-lora-0").mkdir(parents=True)
+    call(*begun, "--methods", "lora")
+    assert (folder / "work" / "default-mnli-lora-0").is_dir()
 
 
 def test_an_unknown_arm_is_refused() -> None:

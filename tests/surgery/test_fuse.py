@@ -1,6 +1,7 @@
 """One product for query, key and value: when it is taken, and that it follows whatever happens to the weights."""
 
 import copy
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,44 @@ def test_a_pruned_model_loads_fused(tmp_path: Path) -> None:
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
 
 
+def test_maps_that_somebody_listens_to_stay() -> None:
+    model = frozen()
+    seen: list[object] = []
+    model.bert.encoder.layer[0].attention.self.key.register_forward_hook(lambda *_: seen.append(1))
+    fuse_(model)
+    logits(model, make_batch())
+    assert seen == [1]
+    assert sum(isinstance(module, FusedLinear) for module in model.modules()) == 6
+
+
+def test_offloaded_weights_stay_where_they_are() -> None:
+    from accelerate import cpu_offload
+
+    model = cpu_offload(frozen(), execution_device="cpu")
+    fuse_(model)
+    torch.testing.assert_close(logits(model, make_batch()), logits(frozen(), make_batch()), rtol=1e-12, atol=1e-12)
+
+
+def test_a_moved_model_does_not_hold_the_memory_it_left() -> None:
+    model = fuse_(frozen())
+    logits(model, make_batch())
+    wholes = [weakref.ref(module.whole.weight) for module in model.modules() if getattr(module, "whole", None)]
+    assert len(wholes) == 3
+    model.float()
+    assert all(whole() is None for whole in wholes)
+
+
+def test_a_lost_race_is_noticed() -> None:
+    """Two threads join at once: the one whose parts were replaced must not believe in its own tensor."""
+    model = fuse_(frozen())
+    attention = model.bert.encoder.layer[0].attention.self
+    own = [(linear.weight, linear.bias) for linear in (attention.query, attention.key, attention.value)]
+    first = fuse._join_(own)
+    fuse._join_(own)
+    assert first is not None
+    assert first.places != [(weight.data_ptr(), bias.data_ptr()) for weight, bias in own]
+
+
 def test_a_compiled_model_gives_the_same() -> None:
     model = fuse_(frozen())
     compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
@@ -141,6 +180,28 @@ def test_threads_do_not_get_each_others_outputs() -> None:
         found = list(pool.map(lambda number: logits(model, batches[number % 4]), range(200)))
     for number, each in enumerate(found):
         assert torch.equal(each, expected[number % 4])
+
+
+def test_an_input_that_changed_in_place_is_another_one() -> None:
+    members = [nn.Identity(), nn.Identity()]
+    together = OneInput(members, lambda _, inputs: [inputs + 1, inputs + 2])
+    inputs = torch.tensor(10.0)
+    together.ask(members[0], inputs)
+    inputs.zero_()
+    found = together.ask(members[1], inputs)
+    assert found is not None
+    assert float(found) == 2.0
+
+
+def test_what_was_made_without_gradients_is_not_handed_to_those_who_want_them() -> None:
+    members = [nn.Identity(), nn.Identity()]
+    together = OneInput(members, lambda _, inputs: [inputs * 1, inputs * 2])
+    inputs = torch.tensor(10.0, requires_grad=True)
+    with torch.no_grad():
+        together.ask(members[0], inputs)
+    found = together.ask(members[1], inputs)
+    assert found is not None
+    assert found.requires_grad
 
 
 def test_what_waits_belongs_to_one_input() -> None:

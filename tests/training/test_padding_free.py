@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +61,54 @@ def test_gradient_checkpointing_gives_the_same() -> None:
     cast(Any, packed).gradient_checkpointing_enable({"use_reentrant": False})
     for one, other in zip(gradients(plain, batch), gradients(packed, batch), strict=True):
         torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-12)
+
+
+def test_nothing_of_a_batch_outlives_its_forward() -> None:
+    """A block that is called alone, also after a forward that broke off, computes all it is given."""
+    model: Any = leave_out_padding_(make_model("bert"))
+    hidden = torch.randn(6, 12, 32, dtype=torch.float64)
+    for broken in (False, True):
+        if broken:
+            handle = model.base_model.encoder.layer[1].register_forward_pre_hook(lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(**make_batch())
+            handle.remove()
+        else:
+            model(**make_batch())
+        alone = make_model("bert").base_model.encoder.layer[0](hidden)
+        torch.testing.assert_close(model.base_model.encoder.layer[0](hidden), alone, rtol=1e-10, atol=1e-12)
+
+
+def test_two_forwards_before_one_backward_with_checkpointing() -> None:
+    options = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    plain, packed = make_model("bert", **options).train(), leave_out_padding_(make_model("bert", **options)).train()
+    cast(Any, packed).gradient_checkpointing_enable({"use_reentrant": False})
+    for model in (plain, packed):
+        losses = [cast(Any, model)(**make_batch(seed=seed)).loss for seed in range(2)]
+        sum(losses).backward()
+    for one, other in zip(plain.parameters(), packed.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_threads_pack_their_own_batches() -> None:
+    plain, packed = make_model("bert"), leave_out_padding_(make_model("bert"))
+    batches = [make_batch(seed=seed, size=4 + seed) for seed in range(4)]
+    expected = [cast(Any, plain)(**batch).logits for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: cast(Any, packed)(**batches[number % 4]).logits, range(80)))
+    for number, logits in enumerate(found):
+        torch.testing.assert_close(logits, expected[number % 4], rtol=1e-10, atol=1e-12)
+
+
+def test_another_model_with_the_same_config_is_not_taken_for_this_one() -> None:
+    model: Any = leave_out_padding_(make_model("bert"))
+    other: Any = type(model)(model.config).double().eval()
+    batch = make_batch()
+    before = other(**batch).logits
+    leave_out_padding_(other)
+    assert tokens_of_feed_forward(other, batch)[0] == 1
+    torch.testing.assert_close(other(**batch).logits, before, rtol=1e-10, atol=1e-12)
 
 
 def test_hidden_states_keep_their_padded_shape() -> None:

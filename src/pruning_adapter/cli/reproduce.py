@@ -1,5 +1,6 @@
 """`pruning-adapter reproduce`: everything that the paper shows, on any encoder and GLUE."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +9,7 @@ import typer
 
 from pruning_adapter.cli import options as o
 from pruning_adapter.cli.session import command_line, prepare_libraries
+from pruning_adapter.errors import DataError, PruningAdapterError
 
 __all__ = ["reproduce"]
 
@@ -41,11 +43,16 @@ def reproduce(
     from pruning_adapter.cli import show
     from pruning_adapter.reproduce.cells import make_cells
     from pruning_adapter.reproduce.grid import run_cells
+    from pruning_adapter.reproduce.page import check_can_write
     from pruning_adapter.reproduce.study import begin_study, measure_beside, write_study
     from pruning_adapter.settings import Settings
 
+    check_can_write()
+    numbers = _list(seeds)
+    if not all(number.isdecimal() for number in numbers):
+        raise DataError(f"--seeds is {seeds!r}; give whole numbers, with commas.")
     cells = make_cells(
-        recipes=_list(recipes), tasks=_list(tasks), arms=_list(methods), seeds=[int(seed) for seed in _list(seeds)]
+        recipes=_list(recipes), tasks=_list(tasks), arms=_list(methods), seeds=[int(number) for number in numbers]
     )
     base = Settings().changed(
         {
@@ -69,10 +76,12 @@ def reproduce(
                 show.cell(progress)
             for what in measure_beside(output_dir, cells, base):
                 show.step(what.capitalize())
-    finally:
+    except BaseException:
         # Whatever ended it, what is done can be read.
-        path = write_study(output_dir, cells, base, command=command_line())
-    show.wrote(path)
+        with suppress(PruningAdapterError):
+            write_study(output_dir, cells, base, command=command_line())
+        raise
+    show.wrote(write_study(output_dir, cells, base, command=command_line()))
 
 
 def _list(names: str) -> list[str]:

@@ -118,19 +118,22 @@ def compare_inference(model: nn.Module, dense: nn.Module, *, batch: int, length:
     }
 
 
-def compare_training(model: nn.Module, reference: nn.Module, *, batch: int, length: int) -> dict[str, Any]:
+def compare_training(
+    model: nn.Module, reference: nn.Module, *, batch: int, length: int, bf16: bool = False
+) -> dict[str, Any]:
     """Time and peak memory of a training step of `model` over those of `reference`, in one interleaved run.
 
     Memory is all that training holds: weights, the optimizer's state, gradients and activations. The steps are AdamW's
-    at a learning rate of zero, so that both models stay as they are.
+    at a learning rate of zero, so that all weights stay as they are; gradients that are there are lost.
 
     Args:
         model: a sequence classifier whose trainable parameters require gradients.
         reference: likewise.
         batch: examples a batch.
         length: tokens of each.
+        bf16: under autocast to bfloat16. Frozen weights are taken as they are.
     """
-    steps = [_TrainingStep(each, batch, length) for each in (model, reference)]
+    steps = [_TrainingStep(each, batch, length, bf16) for each in (model, reference)]
     # The first step makes the optimizer's state.
     held, other = (step.held_bytes() for step in steps)
     return {
@@ -142,8 +145,10 @@ def compare_training(model: nn.Module, reference: nn.Module, *, batch: int, leng
 
 
 class _TrainingStep:
-    def __init__(self, model: nn.Module, batch: int, length: int) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, batch: int, length: int, bf16: bool) -> None:
+        self._model = model.train()
+        self._bf16 = bf16
+        model.zero_grad()
         self._inputs = make_inputs(model, batch=batch, length=length)
         config = cast(Any, base_of(model)).config
         labels = torch.arange(batch, device=next(model.parameters()).device) % config.num_labels
@@ -152,8 +157,10 @@ class _TrainingStep:
         self._optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=0.0)
 
     def __call__(self) -> None:
-        self._model.train()
-        self._model(**self._inputs).loss.backward()
+        device = next(iter(self._inputs.values())).device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self._bf16):
+            loss = self._model(**self._inputs).loss
+        loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad()
 

@@ -1,6 +1,7 @@
 """What a model says about examples."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def predict(
         for start in range(0, len(order), batch_size):
             batch = collate([features[number] for number in order[start : start + batch_size]])
             inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
+            with torch.autocast(device.type, dtype=torch.bfloat16) if mixed else nullcontext():
                 rows.append(model(**inputs).logits.float().cpu().numpy())
     finally:
         for module in training:

@@ -136,7 +136,7 @@ def measure_importance(
             # Only a class per example can be one and the same by mistake.
             plain = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
             seen.update(labels.unique().tolist() if plain and labels is not None else (0.0, 1.0))
-            if stop_when_stable is not None and examples >= FEWEST_EXAMPLES and len(seen) > 1:
+            if stop_when_stable is not None and examples >= FEWEST_EXAMPLES and (len(seen) > 1 or allow_one_class):
                 agreement = _agreement(halves, len(heads))
                 if agreement is not None and agreement >= stop_when_stable:
                     break

@@ -1,6 +1,6 @@
 """What stands beside the grid, per task: cost measured side by side, and importance on two disjoint samples."""
 
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, write_json
 from pruning_adapter.surgery.prune import prune_
 from pruning_adapter.training.methods import apply_method
+from pruning_adapter.training.precision import halve_frozen_
+from pruning_adapter.training.recipes import METHODS, Method
 from pruning_adapter.training.tokenize import sample_examples
 from pruning_adapter.training.trainer import make_collator
 
@@ -26,21 +28,26 @@ BATCH = 32
 def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[str, Any]:
     """Tables 2, 3 and 4 for one task: counts, memory, and the time of a step and of inference, as ratios.
 
-    The methods take turns in one process: full fine-tuning and Prune-LoRA beside LoRA in training, the pruned model
-    beside the dense one in inference. LoRA is stock: with the model's own dropout.
+    Each method takes turns with stock LoRA in training (as people run it, with the model's own dropout), and the pruned
+    model with the dense one in inference.
     """
     path = folder / "cost" / f"{recipe}-{task}.json"
     if path.exists():
         return read_json(path, kind=COST)
     cell = Cell(recipe=recipe, task=task, arm="prune-lora", seed=0)
-    run = Run(cell.settings(base), folder / "work" / f"cost-{recipe}-{task}")
+    work = folder / "work" / f"cost-{recipe}-{task}"
+    run = Run(cell.settings(base), work)
     plan, ranks = run.plan()
-    length, dense = run.typical_length(), run.load_base().model
-    full: dict[str, Any] = {"trainable": count_trainable(dense), **_stock_beside(run, dense, length)}
-    ours = apply_method(run.load_base(), "prune-lora", run.recipe, plan=plan, ranks=ranks)
-    pruned: dict[str, Any] = {"trainable": count_trainable(ours), **_stock_beside(run, ours, length)}
-    del ours
-    lora = count_trainable(apply_method(run.load_base(), "lora", run.recipe))
+    length = run.typical_length()
+
+    def beside_stock(method: Method) -> dict[str, Any]:
+        model = apply_method(run.load_base(), method, run.recipe, plan=plan, ranks=ranks)
+        if base.bf16:
+            halve_frozen_(model)
+        measured = compare_training(model, run.load_stock(), batch=BATCH, length=length, bf16=base.bf16)
+        return {"trainable": count_trainable(model), **measured}
+
+    full, lora, pruned = (beside_stock(method) for method in METHODS)
     smaller = prune_(run.load_base().model, plan)
     dense = run.load_base().model
     content = {
@@ -49,7 +56,7 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
         "task": task,
         "length": length,
         "full": full,
-        "lora": {"trainable": lora},
+        "lora": lora,
         "prune-lora": pruned,
         "inference": {
             **compare_inference(smaller, dense, batch=BATCH, length=length),
@@ -57,12 +64,8 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
         },
     }
     write_json(path, content)
+    shutil.rmtree(work)
     return content
-
-
-def _stock_beside(run: Run, model: Any, length: int) -> dict[str, Any]:
-    stock = apply_method(run.load_base(), "lora", replace(run.recipe, adapter_dropout=None, lora_dropout=0.0))
-    return compare_training(model, stock, batch=BATCH, length=length)
 
 
 def measure_maps(folder: Path, task: str, base: Settings) -> dict[str, Any]:
@@ -72,6 +75,7 @@ def measure_maps(folder: Path, task: str, base: Settings) -> dict[str, Any]:
         return read_json(path, kind=MAPS)
     settings = Cell(recipe="default", task=task, arm="prune-lora", seed=base.seed).settings(base)
     run = Run(settings, folder / "work" / f"maps-{task}")
+    # Nothing is written there.
     model = run.load_base().model
     both = sample_examples(run.data.train, 2 * settings.examples, settings.seed)
     # Every second one, so that each half has its share of all classes.

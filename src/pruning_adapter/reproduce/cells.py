@@ -53,7 +53,6 @@ def make_cells(
     for arm in arms:
         if arm not in ARMS:
             raise DataError(f"The arm {arm!r} is unknown; there are {', '.join(ARMS)}.")
-    return tuple(
-        Cell(recipe=recipe, task=task, arm=arm, seed=seed)
-        for seed, recipe, task, arm in product(seeds, recipes, tasks, arms)
-    )
+    grid = product(seeds, recipes, tasks, arms)
+    # Each once, however often it was named.
+    return tuple(dict.fromkeys(Cell(recipe=recipe, task=task, arm=arm, seed=seed) for seed, recipe, task, arm in grid))

@@ -10,11 +10,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning_adapter.errors import CheckpointError
+from pruning_adapter.errors import CheckpointError, TrainingError
 from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, write_json
@@ -125,6 +126,10 @@ def _each(
         try:
             for future in as_completed(running):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                f"A cell's process died, most likely for want of memory: {jobs} run at once. Go on with fewer --jobs."
+            ) from error
         except BaseException:
             # Those that have not begun must not.
             pool.shutdown(wait=False, cancel_futures=True)

@@ -29,15 +29,15 @@ def correlation_table(maps: Sequence[Mapping[str, Any]]) -> Table:
     """Rank correlation of heads within blocks: between tasks, and (on the diagonal) of two samples of one task."""
     names = [str(found["task"]) for found in maps]
     samples = {str(found["task"]): _tensors(found) for found in maps}
-    between: dict[tuple[str, str], float] = {}
+    between: dict[tuple[str, str], float | None] = {}
     for one, other in combinations(names, 2):
         pairs = (rank_agreement(a, b) for a in samples[one] for b in samples[other])
         known = [found for found in pairs if found is not None]
-        between[one, other] = between[other, one] = statistics.mean(known) if known else 0.0
+        between[one, other] = between[other, one] = statistics.mean(known) if known else None
     rows = tuple(
         (
             task,
-            *(f"**{found['agreement']:.2f}**" if task == other else f"{between[task, other]:.2f}" for other in names),
+            *(f"**{_show(found['agreement'])}**" if task == other else _show(between[task, other]) for other in names),
         )
         for task, found in zip(names, maps, strict=True)
     )
@@ -50,6 +50,11 @@ def correlation_table(maps: Sequence[Mapping[str, Any]]) -> Table:
         f"samples of one task that share no example ({' or '.join(map(str, count))} each). Tasks differ in what they "
         "need only as far as the numbers beside the diagonal are lower than those on it.",
     )
+
+
+def _show(correlation: float | None) -> str:
+    # With one head a block there is nothing to rank.
+    return "-" if correlation is None else f"{correlation:.2f}"
 
 
 def _tensors(found: Mapping[str, Any]) -> list[list[Tensor]]:

@@ -1,6 +1,7 @@
 """`reproduction.md` and `report.html`: the same tables and figure, for reading beside the code and alone."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pruning_adapter.importance.figure import draw_side_by_side
 from pruning_adapter.reproduce.tables import Table
 from pruning_adapter.storage import write_text
 
-__all__ = ["write_pages"]
+__all__ = ["check_can_write", "write_pages"]
 
 FIGURE = "importance-maps.svg"
 
@@ -36,12 +37,9 @@ def write_pages(
     Raises:
         OutputError: Jinja2 or matplotlib is missing, or a file cannot be written.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise OutputError(
-            f'Cannot write {folder}: Jinja2 is not installed. Install it with: pip install "pruning-adapter[report]"'
-        ) from error
+    check_can_write()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     drawing = ""
     if maps:
         draw_side_by_side(maps, folder / FIGURE)
@@ -66,6 +64,19 @@ def write_pages(
     page = environment.get_template("reproduction.html.j2")
     html = page.render(title=title, command=command, facts=facts, tables=tables, drawing=drawing)
     write_text(folder / "report.html", html)
+
+
+def check_can_write() -> None:
+    """Refuse to begin what could not be written in the end.
+
+    Raises:
+        OutputError: Jinja2 or matplotlib is missing.
+    """
+    for name in ("jinja2", "matplotlib"):
+        if find_spec(name) is None:
+            raise OutputError(
+                f'Cannot write pages: {name} is not installed. Install it with: pip install "pruning-adapter[report]"'
+            )
 
 
 def _markdown(table: Table) -> list[str]:

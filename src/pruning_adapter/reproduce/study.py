@@ -5,8 +5,8 @@ OUT/cells/, cost/, maps/    what was measured
 OUT/reproduction.md, report.html, importance-maps.svg
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def begin_study(folder: Path, base: Settings) -> None:
     """
     path = folder / "settings.json"
     if path.exists():
-        base.check_same(Settings.load(path), folder)
+        base.check_same(Settings.load(path), folder, otherwise="name another folder")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists and holds no grid; name another folder.")
@@ -53,7 +53,9 @@ def measure_beside(folder: Path, cells: Sequence[Cell], base: Settings) -> Itera
     for task in dict.fromkeys(cell.task for cell in cells):
         yield f"importance maps of {task}"
         measure_maps(folder, task, base)
-    shutil.rmtree(folder / "work", ignore_errors=True)
+    with suppress(OSError):
+        # Not if it holds a cell that another call of this grid has begun.
+        (folder / "work").rmdir()
 
 
 def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command: str) -> Path:

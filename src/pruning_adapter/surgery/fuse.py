@@ -21,7 +21,8 @@ def fuse_(model: nn.Module) -> nn.Module:
 
     For inference. Names, files and results stay: the weights become parts of one tensor, and are still there by their
     own names. Weights that are moved, replaced or pruned later are put together again at the next call; weights that
-    train compute alone, and so do batches with too few tokens to gain, and compiled models.
+    train compute alone, and so do batches with too few tokens to gain, and compiled models. Maps that somebody listens
+    to, or whose weights are elsewhere (offloaded, quantised), are left as they are.
 
     Gate and up stay two: cut out of one product, both are read with gaps between their rows, which cost a Llama more
     than the product saved.
@@ -40,7 +41,7 @@ def fuse_(model: nn.Module) -> nn.Module:
             continue
         paths = [projection.path for projection in site.readers_of_one_input]
         linears = [site.block.get_submodule(path) for path in paths]
-        if len(linears) < 2 or any(type(linear) is not nn.Linear or not has_plain_weight(linear) for linear in linears):
+        if len(linears) < 2 or not all(_can_be_replaced(linear) for linear in linears):
             continue
         fused = [FusedLinear(cast(nn.Linear, linear)) for linear in linears]
         together = OneInput(fused, _compute)
@@ -49,6 +50,13 @@ def fuse_(model: nn.Module) -> nn.Module:
             parent, _, name = path.rpartition(".")
             setattr(site.block.get_submodule(parent), name, linear)
     return model
+
+
+def _can_be_replaced(linear: nn.Module) -> bool:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    listened = any(getattr(linear, name, None) for name in hooks)
+    plain = type(linear) is nn.Linear and has_plain_weight(linear) and not linear.weight.is_meta
+    return plain and not listened and not hasattr(linear, "_hf_hook")
 
 
 class FusedLinear(nn.Linear):
@@ -74,6 +82,11 @@ class FusedLinear(nn.Linear):
             if found is not None:
                 return found
         return super().forward(input)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        # Moved or cast: the old memory must not be held until the next call.
+        self.whole = None
+        return cast(Any, super())._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "whole"}
@@ -112,8 +125,13 @@ def _join_(own: Sequence[tuple[Tensor, Tensor | None]]) -> _Whole | None:
         bias = None
         if any(bias is not None for _, bias in own):
             bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in own])
+        places: list[tuple[int, int]] = []
         for number, (old, old_bias) in enumerate(own):
-            old.data = weight.split(sizes)[number]
+            part, place = weight.split(sizes)[number], 0
+            old.data = part
             if bias is not None and old_bias is not None:
                 old_bias.data = bias.split(sizes)[number]
-    return _Whole(weight, bias, sizes, [(w.data_ptr(), 0 if b is None else b.data_ptr()) for w, b in own])
+                place = bias.split(sizes)[number].data_ptr()
+            # Of this tensor, not of the parameters, which another thread may have joined meanwhile.
+            places.append((part.data_ptr(), place))
+    return _Whole(weight, bias, sizes, places)

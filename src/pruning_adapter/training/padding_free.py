@@ -6,6 +6,7 @@ is padded as ever, so nothing around it changes.
 """
 
 import inspect
+import threading
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,8 +31,8 @@ def leave_out_padding_(model: nn.Module) -> nn.Module:
     """Make the blocks of an encoder leave out the padding of every batch, in place. Outputs of real tokens stay.
 
     Attention is computed by SDPA. Batches with little padding or with padding on the left, calls that ask for hidden
-    states, and compiled models are computed as ever. Measure importance before: gates of one example each do not know
-    packed tokens.
+    states, training with gradient checkpointing (which runs blocks again, alone), and compiled models are computed as
+    ever. Measure importance before: gates of one example each do not know packed tokens.
 
     Args:
         model: an encoder of a family whose description says `padding_free` (BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT,
@@ -46,19 +47,21 @@ def leave_out_padding_(model: nn.Module) -> nn.Module:
     """
     check_padding_free(model)
     base = cast(Any, base_of(model))
-    if base.config._attn_implementation == ATTENTION:
+    cores = [site.block.get_submodule(cast(Any, site.spec).core) for site in find_sites(model) if site.units]
+    if any(hasattr(core, "_packer") for core in cores):
         return model
     packer = _Packer()
     AttentionInterface.register(ATTENTION, cast(Any, _attention))
     AttentionMaskInterface.register(ATTENTION, cast(Any, sdpa_mask))
     base.config._attn_implementation = ATTENTION
     trunk_of(model).register_forward_pre_hook(packer.look_at, with_kwargs=True)
+    # Also after an error: a block that is called alone has no padding to leave out.
+    trunk_of(model).register_forward_hook(packer.forget, always_call=True)
     for _, block, _ in find_stacks(model):
         block.register_forward_pre_hook(packer.pack_inputs, with_kwargs=True)
         block.register_forward_hook(packer.unpack_output)
-    for site in find_sites(model):
-        if site.units:
-            cast(Any, site.block.get_submodule(cast(Any, site.spec).core))._packer = packer
+    for core in cores:
+        cast(Any, core)._packer = packer
     return model
 
 
@@ -97,14 +100,26 @@ class _Packing:
 
 
 class _Packer:
-    """What the hooks of one model share: how its current batch is packed, if it is."""
+    """What the hooks of one model share: how the batch that a thread computes is packed, if it is."""
 
     def __init__(self) -> None:
-        self.packing: _Packing | None = None
+        self._here = threading.local()
+
+    @property
+    def packing(self) -> _Packing | None:
+        return getattr(self._here, "packing", None)
+
+    def __reduce__(self) -> Any:
+        # What a thread is computing is not copied.
+        return _Packer, ()
+
+    def forget(self, *_: object) -> None:
+        self._here.packing = None
 
     def look_at(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.packing = None
-        if torch.compiler.is_compiling():
+        self.forget()
+        again = trunk.training and any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
+        if again or torch.compiler.is_compiling():
             return
         given = inspect.signature(trunk.forward).bind_partial(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
@@ -118,7 +133,7 @@ class _Packer:
         places = mask.flatten().nonzero().flatten()
         # Task heads read the first token of a row, which then must be a real one.
         if len(places) < FULL_ENOUGH * mask.numel() and bool(mask[:, 0].all()):
-            self.packing = _Packing(places, *mask.shape)
+            self._here.packing = _Packing(places, *mask.shape)
 
     def pack_inputs(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         packing = self.packing
@@ -145,8 +160,9 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """`(batch, heads, tokens, head_size)` → `(batch, tokens, heads, head_size)`; see `AttentionInterface`."""
-    packer: _Packer = cast(Any, module)._packer
-    packing = packer.packing
+    # Another model may share the config that names this attention.
+    packer: _Packer | None = getattr(module, "_packer", None)
+    packing = None if packer is None else packer.packing
     if packing is None:
         return _SDPA(module, query, key, value, attention_mask, **options)
     # The mask is that of the padded batch.

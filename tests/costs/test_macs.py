@@ -6,10 +6,19 @@ from typing import Any
 import pytest
 import torch
 
+import pruning_adapter as pa
+from conformance import make_plan
 from pruning_adapter.architectures.identity import identify
+from pruning_adapter.costs import macs as counting
 from pruning_adapter.costs.inputs import make_inputs
 from pruning_adapter.costs.macs import ModelMacs, count_macs, count_model_macs
 from tiny import FAMILIES, make_model
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_COUNTED", {})
+
 
 HIDDEN, HEADS, SIZE, NEURONS, BLOCKS, CLASSES = 32, 4, 8, 24, 3, 3
 
@@ -72,3 +81,21 @@ def test_made_up_inputs_run_and_are_the_same_every_time(family: str) -> None:
     assert all(torch.equal(inputs[name], again[name]) for name in inputs)
     with torch.no_grad():
         assert model(**inputs).logits.shape[0] == 2
+
+
+def test_models_that_are_made_alike_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[object] = []
+    count = counting._count
+
+    def watched(model: Any) -> ModelMacs:
+        counted.append(model)
+        return count(model)
+
+    monkeypatch.setattr(counting, "_count", watched)
+    models = [make_model("bert"), make_model("bert"), make_model("bert", attention="sdpa"), make_model("gpt2")]
+    pruned = make_model("bert")
+    pa.prune_(pruned, make_plan(pruned, {0: [1]}))
+    found = [count_model_macs(model) for model in (*models, pruned)]
+    assert len(counted) == 4
+    assert found[0] is found[1]
+    assert found[0].total != found[4].total

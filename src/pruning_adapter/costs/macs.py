@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,6 +26,10 @@ __all__ = ["ModelMacs", "Polynomial", "count_macs", "count_model_macs"]
 
 LENGTHS = (3, 4, 6, 8)
 """Three determine the polynomial, the fourth checks it. Short: counting should cost nothing."""
+
+REMEMBERED = 16
+"""Counts of that many models are kept: scoring, planning and evaluating one model all ask for them."""
+_COUNTED: "dict[tuple[object, ...], ModelMacs]" = {}
 
 Polynomial = tuple[Fraction, Fraction, Fraction]
 """Coefficients of 1, length and length squared."""
@@ -102,11 +106,30 @@ def count_macs(model: nn.Module, *, batch: int = 1, length: int = 128) -> int:
 def count_model_macs(model: nn.Module) -> ModelMacs:
     """Count what the dense model and each of its units cost, as functions of the sequence length.
 
-    Runs the model four times on one short made-up example.
+    Runs the model four times on one short made-up example; models that are made alike are counted once.
 
     Raises:
         CostError: the cost is no polynomial of degree two in the sequence length.
     """
+    signature = _signature(model)
+    if signature not in _COUNTED:
+        found = _count(model)
+        if len(_COUNTED) >= REMEMBERED:
+            del _COUNTED[next(iter(_COUNTED))]
+        _COUNTED[signature] = found
+    return _COUNTED[signature]
+
+
+def _signature(model: nn.Module) -> tuple[object, ...]:
+    """All that the count depends on: the config, what modules there are, and their sizes."""
+    base = cast(Any, base_of(model))
+    config = base.config
+    modules = tuple((name, type(module)) for name, module in base.named_modules())
+    sizes = tuple((name, tuple(parameter.shape)) for name, parameter in base.named_parameters())
+    return (config.to_json_string(), str(config._attn_implementation), modules, sizes)
+
+
+def _count(model: nn.Module) -> ModelMacs:
     sites = find_all_sites(model)
     counts = [_count_sites(model, sites, length) for length in LENGTHS]
     totals = [total for total, _, _ in counts]

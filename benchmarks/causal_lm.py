@@ -12,9 +12,7 @@ Beside the JSON, a Markdown table of the same name is written.
 import argparse
 import copy
 import math
-import shlex
 import statistics
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from scipy import stats
 from torch import Tensor
 
 import pruning_adapter as pa
+from provenance import command_of, heading, model_name
 from pruning_adapter.costs.macs import count_macs
 from pruning_adapter.environment import machine, versions
 from pruning_adapter.storage import write_json, write_text
@@ -68,10 +67,7 @@ def main() -> None:
         for arm in ARMS:
             cells.append({"seed": seed, "arm": arm, **run_arm(options, dense, train, held_out, arm, seed)})
             print(cells[-1], flush=True)
-    command = shlex.join(["python", *sys.argv])
-    name = options.model_id or Path(options.model).name
-    for path, shown in ((options.model, name), (str(options.output), options.output.name)):
-        command = command.replace(path, shown)
+    command, name = command_of(options), model_name(options)
     content = {"command": command, "model": name, "machine": machine(), "versions": versions(), "cells": cells}
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(content))
@@ -160,16 +156,10 @@ def batch(texts: Tensor) -> Iterator[dict[str, Tensor]]:
 def table(content: dict[str, Any]) -> str:
     """One row per arm: mean over seeds with Student's t interval."""
     cells = content["cells"]
-    there = content["machine"]
+    title = f"{content['model']}: perplexity on text of its own, pruned, before and after LoRA"
+    more = "Mean over seeds, each with texts of its own, and half the 95 % interval (Student's t)."
     lines = [
-        f"# {content['model']}: perplexity on text of its own, pruned, before and after LoRA",
-        "",
-        f"    {content['command']}",
-        "",
-        f"On {there.get('gpu', there['processor'])}; "
-        + ", ".join(f"{name} {number}" for name, number in content["versions"].items())
-        + ". Mean over seeds, each with texts of its own, and half the 95 % interval (Student's t).",
-        "",
+        *heading(title, content["command"], content["machine"], content["versions"], more),
         "| arm | multiply-accumulates | heads | neurons | perplexity | after LoRA | trainable | seeds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]

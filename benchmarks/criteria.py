@@ -22,9 +22,7 @@ Cells that the output file already holds are skipped, so the screen resumes afte
 import argparse
 import copy
 import json
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +39,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 import pruning_adapter as pa
+from provenance import command_of, heading
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.architectures.sites import find_all_sites, find_sites
 from pruning_adapter.checkpoint.merged import merge
@@ -310,30 +309,18 @@ def leave_one_out(model: Any, batches: list[dict[str, Tensor]]) -> Any:
 
 
 def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
-    command = shlex.join(["python", *sys.argv])
-    for path, shown in (
-        (options.model, options.model_id or Path(options.model).name),
-        (options.data_dir, "GLUE"),
-        (str(options.work_dir), "WORK"),
-        (str(options.output), options.output.name),
-    ):
-        command = command.replace(path, shown)
+    command = command_of(options)
     content = {"command": command, "machine": machine(), "versions": versions(), "cells": cells}
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(content))
 
 
 def table(content: dict[str, Any]) -> str:
-    where, cells = content["machine"], content["cells"]
+    cells = content["cells"]
     lines = [
-        "# What criteria choose, right after surgery",
-        "",
-        f"    {content['command']}",
-        "",
-        f"On {where.get('gpu', where['processor'])}, {where['threads']} threads; "
-        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        + ".",
-        "",
+        *heading(
+            "What criteria choose, right after surgery", content["command"], content["machine"], content["versions"]
+        ),
         "Loss on validation examples above the dense model's, mean over seeds (and draws), as it is / after least "
         "squares; best of both scopes for heads. LOO: rank correlation with leave-one-out, heads, within blocks.",
     ]

@@ -13,14 +13,14 @@ import argparse
 import json
 import multiprocessing
 import os
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from provenance import command_of, heading
 
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -132,13 +132,7 @@ def run_cell(options: dict[str, Any], task: str, arm: str, seed: int) -> dict[st
 def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
     from pruning_adapter.storage import write_json, write_text
 
-    command = shlex.join(["python", *sys.argv])
-    for path, shown in (
-        (options.model, options.model_id or Path(options.model).name),
-        (options.data_dir, "GLUE"),
-        (str(options.output), options.output.name),
-    ):
-        command = command.replace(path, shown)
+    command = command_of(options)
     content = {"command": command, "model": options.model_id or options.model, "cells": cells}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, content)
@@ -149,16 +143,12 @@ def table(command: str, model: str, cells: list[dict[str, Any]]) -> str:
     """Mean over seeds with its 95 % interval (Student's t over seeds), one row per task and arm."""
     from scipy import stats
 
-    machine, found = cells[0]["machine"], cells[0]["versions"]
-    where = machine.get("gpu", machine["processor"])
+    title = f"{model}: accuracy on GLUE by method"
+    more = (
+        "The interval is Student's t over seeds; the standard error of one run on the validation set stands beside it."
+    )
     lines = [
-        f"# {model}: accuracy on GLUE by method",
-        "",
-        f"    {command}",
-        "",
-        f"On {where}; " + ", ".join(f"{name} {version}" for name, version in found.items()) + ".",
-        "The interval is Student's t over seeds; the standard error of one run on the validation set stands beside it.",
-        "",
+        *heading(title, command, cells[0]["machine"], cells[0]["versions"], more),
         "| task | train / validation rows | majority | arm | metric | mean ± 95 % over seeds | one run's s.e. | seeds "
         "| trainable | parameters |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",

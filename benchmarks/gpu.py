@@ -13,7 +13,6 @@ MODEL and the two tasks of GLUE take less than 64 MB. `--device cpu --shapes tin
 
 import argparse
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from torch import Tensor
 import importance
 import inference
 import training_step
+from provenance import command_of, heading
 from pruning_adapter.environment import machine, versions
 from pruning_adapter.storage import write_json, write_text
 from pruning_adapter.training.base_model import BaseModel
@@ -55,13 +55,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-    command = shlex.join(["python", *sys.argv])
-    for path, shown in (
-        (options.model, options.model_id or Path(options.model).name),
-        (options.data_dir, "GLUE"),
-        (str(options.output), options.output.name),
-    ):
-        command = command.replace(path, shown)
+    command = command_of(options)
     content: dict[str, Any] = {"command": command, "machine": machine(), "versions": versions(), "parts": []}
     # Accuracy comes last, because it can go on another time; it is given about half the time.
     for name, measure in parts(options):
@@ -138,16 +132,8 @@ def train(options: argparse.Namespace, *, left: float) -> str:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     write_json(path, content)
-    where = content["machine"]
-    lines = [
-        "# Speed, memory and accuracy on one GPU",
-        "",
-        f"    {content['command']}",
-        "",
-        f"On {where.get('gpu', where['processor'])}; "
-        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        + ".",
-    ]
+    title = "Speed, memory and accuracy on one GPU"
+    lines = heading(title, content["command"], content["machine"], content["versions"])[:-1]
     for part in content["parts"]:
         columns = COLUMNS[part["name"].split(",")[0]]
         lines += ["", f"## {part['name'].capitalize()}", ""]

@@ -15,9 +15,7 @@ about it.
 """
 
 import argparse
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -30,6 +28,7 @@ import transformers
 from torch import Tensor
 
 import pruning_adapter as pa
+from provenance import command_of, heading
 from pruning_adapter.environment import machine, versions
 from pruning_adapter.evaluation.cost import peak_memory
 from pruning_adapter.importance.batching import LengthSortedBatches
@@ -75,13 +74,7 @@ def main() -> None:
 
         costs += measure_costs(task, base, batches(options.examples, 0), options)
         needs += measure_needs(task, base.model, batches, options)
-    command = shlex.join(["python", *sys.argv])
-    for path, shown in (
-        (options.model, options.model_id or Path(options.model).name),
-        (options.data_dir, "GLUE"),
-        (str(options.output), options.output.name),
-    ):
-        command = command.replace(path, shown)
+    command = command_of(options)
     content = {"command": command, "machine": machine(), "versions": versions(), "costs": costs, "needs": needs}
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(content))
@@ -172,16 +165,9 @@ def measure_needs(task: str, model: Any, batches: Any, options: Any) -> list[dic
 
 
 def table(content: dict[str, Any]) -> str:
-    where = content["machine"]
+    title = "What an importance pass costs, and how many examples it needs"
     lines = [
-        "# What an importance pass costs, and how many examples it needs",
-        "",
-        f"    {content['command']}",
-        "",
-        f"On {where.get('gpu', where['processor'])}, {where['threads']} threads; "
-        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        + ".",
-        "",
+        *heading(title, content["command"], content["machine"], content["versions"]),
         "| task | arm | time, in forward passes (quartiles) | peak memory / a LoRA training step |",
         "| --- | --- | --- | --- |",
     ]

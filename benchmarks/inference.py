@@ -12,9 +12,7 @@ need `pip install "pruning-adapter[onnx]"`.
 
 import argparse
 import copy
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ import torch
 import transformers
 
 import pruning_adapter as pa
+from provenance import command_of, heading, model_name
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.checkpoint.onnx_export import export_onnx, open_onnx, quantize_onnx
 from pruning_adapter.costs.inputs import make_inputs
@@ -54,10 +53,8 @@ def main() -> None:
 
     dense = transformers.AutoModelForSequenceClassification.from_pretrained(options.model).eval()
     rows = measure(dense, options)
-    name = options.model_id or options.model
-    command = shlex.join(["python", *sys.argv])
-    for path, shown in ((options.model, name), (str(options.output), options.output.name)):
-        command = command.replace(path, shown)
+    name = model_name(options)
+    command = command_of(options)
     content = {"command": command, "model": name, "machine": machine(), "versions": versions(), "rows": rows}
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(content))
@@ -167,16 +164,10 @@ def wait() -> None:
 
 
 def table(content: dict[str, Any]) -> str:
-    where = content["machine"]
+    more = "MACs: the whole model's share at that length; the encoder's is counted at 128 tokens."
+    title = f"{content['model']}: latency, as a ratio to the dense model in eager torch"
     lines = [
-        f"# {content['model']}: latency, as a ratio to the dense model in eager torch",
-        "",
-        f"    {content['command']}",
-        "",
-        f"On {where.get('gpu', where['processor'])}, {where['threads']} threads; "
-        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        + ". MACs: the whole model's share at that length; the encoder's is counted at 128 tokens.",
-        "",
+        *heading(title, content["command"], content["machine"], content["versions"], more),
         "| batch x length | model | runtime | MACs | latency (quartiles) | latency / MACs |",
         "| --- | --- | --- | --- | --- | --- |",
     ]

@@ -9,8 +9,6 @@ JSON, a Markdown table of the same name is written.
 
 import argparse
 import copy
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 import transformers
 
 import pruning_adapter as pa
+from provenance import command_of, heading, model_name
 from pruning_adapter.environment import machine, versions
 from pruning_adapter.evaluation.latency import check_prediction
 from pruning_adapter.storage import write_json, write_text
@@ -48,10 +47,8 @@ def main() -> None:
             macs = plan.count_macs(options.length) / plan.count_dense_macs(options.length)
             cells.append({"asked": share, "seed": seed, "macs": macs, **found})
             print(cells[-1], flush=True)
-    name = options.model_id or options.model
-    command = shlex.join(["python", *sys.argv])
-    for path, shown in ((options.model, name), (str(options.output), options.output.name)):
-        command = command.replace(path, shown)
+    name = model_name(options)
+    command = command_of(options)
     content = {
         "command": command,
         "model": name,
@@ -68,18 +65,14 @@ def main() -> None:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    there = content["machine"]
     worst = max(abs(cell["error"]) for cell in content["cells"])
+    title = f"{content['model']}: time that the latency table predicts, and that pruned models take"
+    more = (
+        f"Shares of the dense model's time. The table states a spread of {content['spread']:.1%}; feed-forward widths "
+        f"are rounded to multiples of {content['multiple_of']}. Largest error: {worst:.1%}."
+    )
     lines = [
-        f"# {content['model']}: time that the latency table predicts, and that pruned models take",
-        "",
-        f"    {content['command']}",
-        "",
-        f"On {there.get('gpu', there['processor'])}; "
-        + ", ".join(f"{name} {number}" for name, number in content["versions"].items())
-        + f". Shares of the dense model's time. The table states a spread of {content['spread']:.1%}; feed-forward "
-        f"widths are rounded to multiples of {content['multiple_of']}. Largest error: {worst:.1%}.",
-        "",
+        *heading(title, content["command"], content["machine"], content["versions"], more),
         "| asked | seed | multiply-accumulates | predicted | measured (quartiles) | predicted / measured - 1 |",
         "| --- | --- | --- | --- | --- | --- |",
     ]

@@ -20,9 +20,7 @@ import argparse
 import copy
 import json
 import math
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -38,6 +36,7 @@ import transformers
 from scipy import stats
 from torch import nn
 
+from provenance import command_of, heading
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.architectures.sites import find_feed_forwards, find_sites
 from pruning_adapter.costs.macs import count_macs, count_model_macs
@@ -405,14 +404,7 @@ def peer_version() -> dict[str, str]:
 
 
 def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
-    command = shlex.join(["python", *sys.argv])
-    for path, shown in (
-        (options.model, options.model_id or Path(options.model).name),
-        (options.data_dir, "GLUE"),
-        (str(options.work_dir), "WORK"),
-        (str(options.output), options.output.name),
-    ):
-        command = command.replace(path, shown)
+    command = command_of(options)
     # A grid that was made in several goes names them all.
     before = json.loads(options.output.read_text())["commands"] if options.output.exists() else []
     commands = list(dict.fromkeys([*before, command]))
@@ -425,20 +417,21 @@ def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
 def table(commands: list[str], model: str, cells: list[dict[str, Any]]) -> str:
     """One row per task, budget and arm: mean over seeds (of means over draws) with Student's t interval."""
     first = cells[0]
-    lines = [
-        f"# {model}: accuracy right after pruning, at equal counted compute",
-        "",
-        *(f"    {command}" for command in commands),
-        "",
-        f"On {first['machine'].get('gpu', first['machine']['processor'])}; "
-        + ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-        + ".",
+    more = (
         f"Compute: multiply-accumulates of the encoder at {LENGTH} tokens, counted on the pruned model, as a share of "
         f"the dense encoder's; the pooler and the classifier ({first['fixed_macs']:,}, the same in all) are not in it. "
         "The interval is Student's t over seeds, each with its own fine-tuned model; draws of a seed are averaged "
         "first. Beside Torch-Pruning Taylor: the mean of the differences on the same checkpoints. "
-        "The standard error is that of one run on the validation set. Behind the accuracy after LoRA: its seeds.",
-        "",
+        "The standard error is that of one run on the validation set. Behind the accuracy after LoRA: its seeds."
+    )
+    lines = [
+        *heading(
+            f"{model}: accuracy right after pruning, at equal counted compute",
+            commands,
+            first["machine"],
+            first["versions"],
+            more,
+        ),
         "| task | train / validation rows | compute asked | arm | compute counted | accuracy | one run's s.e. "
         "| beside Torch-Pruning Taylor | after LoRA | seeds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -17,9 +17,7 @@ step holds above the weights and the optimizer's state, gradients included.
 
 import argparse
 import random
-import shlex
 import statistics
-import sys
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +28,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from provenance import command_of, heading
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.costs.macs import count_model_macs
 from pruning_adapter.environment import machine, versions
@@ -112,13 +111,7 @@ def main() -> None:
             for kind in ("random", "grouped")
         }
         rows += measure(options, kinds, classes=len(data.label_names), epoch=(f"{task}, random", f"{task}, grouped"))
-    command = shlex.join(["python", *sys.argv])
-    for path, shown in (
-        (options.model, options.model_id or Path(options.model).name),
-        (options.data_dir, "GLUE"),
-        (str(options.output), options.output.name),
-    ):
-        command = command.replace(path, shown) if path else command
+    command = command_of(options)
     content = {"command": command, "machine": machine(), "versions": versions(), "rows": rows}
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(content))
@@ -288,16 +281,9 @@ def make_batches(features: list[Any], collate: Any, *, grouped: bool, count: int
 
 
 def table(content: dict[str, Any]) -> str:
-    where = content["machine"]
+    title = "Time and memory of a training step, as ratios to stock LoRA"
     lines = [
-        "# Time and memory of a training step, as ratios to stock LoRA",
-        "",
-        f"    {content['command']}",
-        "",
-        f"On {where.get('gpu', where['processor'])}, {where['threads']} threads; "
-        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-        + ".",
-        "",
+        *heading(title, content["command"], content["machine"], content["versions"]),
         "| batches (tokens) | arm | time / stock (quartiles) | time / stock, no dropout "
         "| activations / stock, / no dropout | peak / stock, / no dropout | whole run / stock | trainable |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

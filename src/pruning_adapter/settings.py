@@ -77,8 +77,9 @@ class Settings:
     """What is scored and may go: "heads", "neurons" or "both"; None: both under a budget, else heads."""
     order: str = "first"
     reduction: str = "example"
-    examples: int = 256
-    """How many training examples the importance is measured on."""
+    examples: int = 512
+    """How many training examples the importance is measured on. Two samples of 256 rank the heads of a block with a
+    correlation of 0.93 to 0.94 (`benchmarks/importance.py`)."""
     stop_when_stable: float | None = None
     """Measure on fewer, once the rankings of two halves of them agree this well."""
     normalization: str | None = None

@@ -1,6 +1,7 @@
 """A tiny grid, through the command line: its files, going on after an interruption, and its pages."""
 
 import json
+import shutil
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -91,8 +92,8 @@ def test_the_pages_hold_every_table_and_no_path(finished: Path, model: Path) -> 
     page = (finished / "report.html").read_text()
     assert "<svg" in page
     assert "<script" not in page
-    cells = "".join(path.read_text() for path in (finished / "cells").iterdir())
-    assert str(model) not in cells
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert not [path.name for path in files if str(model.parent) in path.read_text()]
 
 
 def test_arms_differ_in_what_they_say(finished: Path) -> None:
@@ -114,6 +115,15 @@ def test_what_is_done_is_not_done_again(
 ) -> None:
     monkeypatch.setattr(Run, "train", lambda _: pytest.fail("a cell was run again"))
     call(*arguments(model, glue, finished, "--tasks", "sst2,rte", "--seeds", "0"))
+
+
+def test_a_grid_can_move_to_another_machine(
+    finished: Path, model: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {name: shutil.copytree(path, tmp_path / name) for name, path in (("model", model), (glue.name, glue))}
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    monkeypatch.setattr(Run, "train", lambda _: pytest.fail("a cell was run again"))
+    call(*arguments(there["model"], there[glue.name], moved, "--tasks", "sst2,rte", "--seeds", "0"))
 
 
 def test_other_settings_are_refused_in_the_same_folder(

@@ -95,7 +95,7 @@ Order = Annotated[
 Reduction = Annotated[
     str | None, typer.Option(help="example, batch, token or bertology. [example]", rich_help_panel=_SCORES)
 ]
-Examples = Annotated[int | None, typer.Option(help="Training examples to measure on. [256]", rich_help_panel=_SCORES)]
+Examples = Annotated[int | None, typer.Option(help="Training examples to measure on. [512]", rich_help_panel=_SCORES)]
 StopWhenStable = Annotated[
     float | None,
     typer.Option(

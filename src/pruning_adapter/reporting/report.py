@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pruning_adapter.errors import OutputError
 from pruning_adapter.evaluation.result import Quality, Result
 from pruning_adapter.reporting.chart import make_charts
+from pruning_adapter.reporting.html import write_page
 from pruning_adapter.reporting.numbers import (
     NBSP,
     TO,
@@ -25,7 +25,6 @@ from pruning_adapter.reporting.numbers import (
     show_times,
     show_value,
 )
-from pruning_adapter.storage import write_text
 
 __all__ = ["write_report"]
 
@@ -55,20 +54,7 @@ def write_report(result: Result, path: Path) -> None:
     Raises:
         OutputError: Jinja2 is missing, or the file cannot be written.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise OutputError(
-            f'Cannot write {path}: Jinja2 is not installed. Install it with: pip install "pruning-adapter[report]"'
-        ) from error
-    environment = Environment(
-        loader=PackageLoader("pruning_adapter.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    write_text(path, environment.get_template("report.html.j2").render(_page(result)))
+    write_page(path, "report.html.j2", _page(result))
 
 
 def _page(result: Result) -> dict[str, Any]:

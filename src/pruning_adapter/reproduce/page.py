@@ -7,6 +7,7 @@ from typing import Any
 
 from pruning_adapter.errors import OutputError
 from pruning_adapter.importance.figure import draw_side_by_side
+from pruning_adapter.reporting.html import write_page
 from pruning_adapter.reproduce.tables import Table
 from pruning_adapter.storage import write_text
 
@@ -38,8 +39,6 @@ def write_pages(
         OutputError: Jinja2 or matplotlib is missing, or a file cannot be written.
     """
     check_can_write()
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     drawing = ""
     if maps:
         draw_side_by_side(maps, folder / FIGURE)
@@ -54,16 +53,8 @@ def write_pages(
     if drawing:
         lines += ["## Figure 1: importance of every head, by task", "", f"![importance maps]({FIGURE})", ""]
     write_text(folder / "reproduction.md", "\n".join(lines).rstrip() + "\n")
-    environment = Environment(
-        loader=PackageLoader("pruning_adapter.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("reproduction.html.j2")
-    html = page.render(title=title, command=command, facts=facts, tables=tables, drawing=drawing)
-    write_text(folder / "report.html", html)
+    content = {"title": title, "command": command, "facts": facts, "tables": tables, "drawing": drawing}
+    write_page(folder / "report.html", "reproduction.html.j2", content)
 
 
 def check_can_write() -> None:

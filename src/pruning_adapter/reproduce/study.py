@@ -7,6 +7,7 @@ OUT/reproduction.md, report.html, importance-maps.svg
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,18 @@ def begin_study(folder: Path, base: Settings) -> None:
     Raises:
         OutputError: the folder holds a grid with other settings, or something else.
     """
-    path = folder / "settings.json"
+    path, named = folder / "settings.json", _without_places(base)
     if path.exists():
-        base.check_same(Settings.load(path), folder, otherwise="name another folder")
+        named.check_same(Settings.load(path), folder, otherwise="name another folder")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists and holds no grid; name another folder.")
-    base.save(path)
+    named.save(path)
+
+
+def _without_places(base: Settings) -> Settings:
+    """As another machine would have it, where the model and the data lie elsewhere: a grid can move."""
+    return replace(base, model=base.model_id, data_dir=base.data_dir and Path(base.data_dir).name)
 
 
 def measure_beside(folder: Path, cells: Sequence[Cell], base: Settings) -> Iterator[str]:
@@ -80,10 +86,18 @@ def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command:
         tables,
         normalized_maps(maps) if maps else {},
         model=base.model_id,
-        command=command,
+        command=_name_places(command, folder, base),
         facts=_facts(done, cells, base),
     )
     return folder / "reproduction.md"
+
+
+def _name_places(command: str, folder: Path, base: Settings) -> str:
+    """Paths of this machine tell nothing to a reader elsewhere."""
+    places = ((base.model, base.model_id), (base.data_dir or "", "GLUE"), (str(folder), folder.name))
+    for place, name in places:
+        command = command.replace(place, name) if place else command
+    return command
 
 
 def _facts(done: Sequence[Done], cells: Sequence[Cell], base: Settings) -> list[str]:

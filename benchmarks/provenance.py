@@ -1,0 +1,47 @@
+"""What every result file begins with: the command that made it, the machine, the versions."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["command_of", "heading", "model_name"]
+
+
+def model_name(options: argparse.Namespace) -> str:
+    """The model as people know it."""
+    return options.model_id or Path(options.model).name
+
+
+def command_of(options: argparse.Namespace) -> str:
+    """What was typed, with names in place of this machine's folders."""
+    given = vars(options)
+    places = {
+        str(given["model"]): model_name(options),
+        str(given.get("data_dir") or ""): "GLUE",
+        str(given.get("work_dir") or ""): "WORK",
+        str(given["output"]): given["output"].name,
+    }
+    command = shlex.join(["python", *sys.argv])
+    for place, name in places.items():
+        command = command.replace(place, name) if place else command
+    return command
+
+
+def heading(
+    title: str, commands: str | Sequence[str], machine: Mapping[str, Any], versions: Mapping[str, str], more: str = ""
+) -> list[str]:
+    """The lines above a table."""
+    count = machine.get("threads")
+    threads = "" if "gpu" in machine or count is None else f", {count} thread{'' if count == 1 else 's'}"
+    used = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return [
+        f"# {title}",
+        "",
+        *(f"    {command}" for command in ([commands] if isinstance(commands, str) else commands)),
+        "",
+        f"On {machine.get('gpu', machine['processor'])}{threads}; {used}.{f' {more}' if more else ''}",
+        "",
+    ]

@@ -12,6 +12,7 @@ from torch import Tensor
 import pruning_adapter as pa
 from conformance import logits, make_case
 from pruning_adapter.adapter import linear
+from pruning_adapter.adapter import lora_product as lora_products
 from pruning_adapter.adapter.linear import QuickLinear
 from pruning_adapter.adapter.lora_product import LoraMap, lora_product, merging_is_cheaper
 from tiny import make_batch, make_model, randomize_
@@ -154,6 +155,50 @@ def test_fewer_activations_are_kept_than_by_peft() -> None:
 
     ours, pefts = twins()
     assert kept(ours) < kept(pefts)
+
+
+def test_what_a_norm_made_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query, key and value read the norm of the block before, the feed-forward that of the attention."""
+    batch = make_batch(padded=False)
+
+    def kept(model: Any) -> int:
+        sizes: dict[int, int] = {}
+        alive: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            alive.append(tensor)
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = model(**batch).loss
+        weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        del loss
+        return sum(size for place, size in sizes.items() if place not in weights)
+
+    made_again = kept(adapted())
+    monkeypatch.setattr(lora_products, "made_by_norm", lambda _: None)
+    # Two a block, for the up projection trains here, too; but dropout stands behind the embeddings' norm.
+    assert kept(adapted()) - made_again == (3 * 2 - 1) * 6 * 12 * 32 * 8
+
+
+def test_a_norm_that_changed_before_the_backward_pass_is_noticed() -> None:
+    model = adapted()
+    loss = model(**make_batch()).loss
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and "LayerNorm" in name:
+            with torch.no_grad():
+                weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified"):
+        loss.backward()
+
+
+def test_a_second_adapter_does_not_watch_the_norms_twice() -> None:
+    model = adapted()
+    model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
+    hooks = [len(module._forward_hooks) for name, module in model.named_modules() if "LayerNorm.modules" in name]
+    assert set(hooks) <= {0, 1}
+    assert 1 in hooks
 
 
 def test_nothing_outlives_a_step() -> None:

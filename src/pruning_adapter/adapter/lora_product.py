@@ -1,7 +1,8 @@
 """y = x (W + s B A)^T + b, in the order of products that costs least, with the fewest activations kept.
 
-Several such maps of one input are computed together: one product forward, one input kept for the backward pass. W is
-frozen, so its gradient is never formed. Orders of the products after RunLoRA (Cherniuk et al. 2023, arXiv:2312.03415).
+Several such maps of one input are computed together: one product forward, one input kept for the backward pass, and
+not even that where a norm made it. W is frozen, so its gradient is never formed. Orders of the products after RunLoRA
+(Cherniuk et al. 2023, arXiv:2312.03415).
 """
 
 from typing import Any, NamedTuple, cast
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+
+from pruning_adapter.adapter.norms import Norm, made_by_norm
 
 __all__ = ["LoraMap", "lora_product", "merging_is_cheaper"]
 
@@ -48,20 +51,26 @@ def lora_product(inputs: Tensor, maps: list[LoraMap]) -> tuple[Tensor, ...]:
     flat: list[Any] = []
     for each in maps:
         flat += [each.weight, each.bias, each.down, each.up]
+    # A copy in another type is not what the norm made.
+    made = made_by_norm(inputs) if inputs.dtype == dtype else None
     with torch.autocast(device, enabled=False):
-        found = _LoraProduct.apply(inputs.to(dtype), tuple(each.scaling for each in maps), *flat)
+        found = _LoraProduct.apply(inputs.to(dtype), made, tuple(each.scaling for each in maps), *flat)
     return cast("tuple[Tensor, ...]", found)
 
 
 class _LoraProduct(Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, scalings: tuple[float, ...], *flat: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, inputs: Tensor, made: tuple[Tensor, Norm] | None, scalings: tuple[float, ...], *flat: Tensor | None
+    ) -> tuple[Tensor, ...]:
         maps = _unflatten(flat, scalings)
         rows, dtype = inputs.flatten(0, -2), inputs.dtype
         merged = _merges(rows, maps)
         ctx.scalings, ctx.merged = scalings, merged
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(inputs, *flat)
+        # What the norm keeps is there anyhow.
+        kept, ctx.norm = (inputs, None) if made is None else made
+        ctx.save_for_backward(kept, *flat)
         sizes = [len(each.weight) for each in maps]
         if merged:
             weight = _merge(maps, dtype)
@@ -80,13 +89,14 @@ class _LoraProduct(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        inputs, *flat = ctx.saved_tensors
+        kept, *flat = ctx.saved_tensors
+        inputs = kept if ctx.norm is None else ctx.norm.again(kept)
         maps = _unflatten(flat, ctx.scalings)
         rows = inputs.flatten(0, -2)
         used = [number for number, gradient in enumerate(gradients) if gradient is not None]
         found: list[Tensor | None] = [None] * len(flat)
         if not used:
-            return (None, None, *found)
+            return (None, None, None, *found)
         grads = [cast(Tensor, gradients[number]).flatten(0, -2) for number in used]
         downs = [maps[number].down.to(rows.dtype) for number in used]
         ups = [maps[number].up.to(rows.dtype) for number in used]
@@ -109,7 +119,7 @@ class _LoraProduct(Function):
                 if not ctx.merged:
                     of_inputs.addmm_(through[place], downs[place], alpha=each.scaling)
             of_inputs = of_inputs.view(inputs.shape)
-        return (of_inputs, None, *found)
+        return (of_inputs, None, None, *found)
 
 
 def _merges(rows: Tensor, maps: list[LoraMap]) -> bool:

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruning_adapter.adapter.config import PruneLoraConfig
 from pruning_adapter.adapter.linear import QuickLinear, read_together_
+from pruning_adapter.adapter.norms import remember_inputs_
 from pruning_adapter.adapter.quantize import is_packed
 from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
 from pruning_adapter.architectures.sites import Site, find_all_sites, spec_of
@@ -49,6 +50,8 @@ class PruneLoraModel(LoraModel):
         for site in find_all_sites(base):
             if site.units:
                 read_together_([site.block.get_submodule(part.path) for part in site.readers_of_one_input])
+        if config.quick_linear:
+            remember_inputs_(base)
 
     def _check_merge_allowed(self) -> None:
         """See PEFT's `BaseTuner`, which asks before every merge."""

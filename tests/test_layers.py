@@ -26,6 +26,7 @@ ORDER = (
     ("reporting",),
     ("settings", "run_folder"),
     ("pipeline",),
+    ("reproduce",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

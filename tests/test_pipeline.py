@@ -326,6 +326,7 @@ def test_the_other_methods_go_the_same_way(model: Path, task: Path, tmp_path: Pa
         "training.json",
         "merged",
         "result.json",
+        "predictions.json",
         "report.html",
         *({"adapter"} if method == "lora" else ()),
     }

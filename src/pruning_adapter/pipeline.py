@@ -9,6 +9,7 @@ Where a plan corrects the kept weights for what is gone, training also writes ba
 adapter belongs to.
 """
 
+import logging
 import shutil
 import statistics
 import warnings
@@ -58,6 +59,8 @@ from pruning_adapter.training.tokenize import sample_examples, tokenize
 from pruning_adapter.training.trainer import check_accumulate, make_collator, train_
 
 __all__ = ["Run", "choose_units", "plan_from_settings"]
+
+_LOGGER = logging.getLogger(__name__)
 
 TRAINING = "pruning-adapter training"
 PREDICTIONS = "pruning-adapter predictions"
@@ -308,6 +311,8 @@ class Run:
                 task=self.data.name,
                 seed=settings.seed,
             )
+            if settings.stop_when_stable is not None and scores.examples < settings.examples:
+                _LOGGER.info("stopped after %d examples: their halves agree to %.2f", scores.examples, scores.agreement)
             if settings.scorer == "reversed":
                 scores = reversed_importance(scores)
         named = replace(scores.model, name=settings.model_id)

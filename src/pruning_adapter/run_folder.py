@@ -12,7 +12,7 @@ STEPS = {
     "plan": ("plan.json", "ranks.json"),
     "train": ("training.json", "adapter"),
     "merge": ("merged",),
-    "evaluate": ("result.json",),
+    "evaluate": ("result.json", "predictions.json"),
     "report": ("report.html",),
 }
 """What each step writes, in their order."""
@@ -21,7 +21,6 @@ BESIDE = {
     "plan": ("latency.json",),
     "train": ("base", "checkpoints"),
     "merge": ("model.onnx", "model-int8.onnx"),
-    "evaluate": ("predictions.json",),
 }
 """What came of a step on the way: it goes when the step is done anew, and keeps no step from being done."""
 NEEDS = {

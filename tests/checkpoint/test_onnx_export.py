@@ -46,6 +46,25 @@ def test_any_batch_size_and_length_gives_torchs_logits(family: str, case: str, t
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
 
 
+def test_pairs_of_texts_are_told_apart(tmp_path: Path) -> None:
+    model = pruned("bert", "heads and neurons")
+    export_onnx(model, tmp_path / "model.onnx")
+    inputs = make_inputs(3, 10)
+    types = inputs | {"token_type_ids": (torch.arange(10) >= 4).long().expand(3, -1).contiguous()}
+    run = open_onnx(tmp_path / "model.onnx")
+    torch.testing.assert_close(run(types), logits(model, types), rtol=0, atol=1e-4)
+    torch.testing.assert_close(run(inputs), logits(model, inputs), rtol=0, atol=1e-4)
+    assert not torch.allclose(run(types), run(inputs), atol=1e-3)
+
+
+def test_inputs_that_the_model_does_not_read_are_left_out(tmp_path: Path) -> None:
+    model = pruned("distilbert", "heads")
+    export_onnx(model, tmp_path / "model.onnx")
+    inputs = make_inputs(2, 6)
+    more = inputs | {"token_type_ids": torch.zeros_like(inputs["input_ids"])}
+    torch.testing.assert_close(open_onnx(tmp_path / "model.onnx")(more), logits(model, inputs), rtol=0, atol=1e-4)
+
+
 def test_adapters_are_merged_in_a_copy(tmp_path: Path) -> None:
     base = make_model("bert", dtype=torch.float32, attention="sdpa")
     plan = make_case(base, "heads")

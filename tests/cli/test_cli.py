@@ -32,6 +32,7 @@ ALL_FILES = {
     "settings.json",
     "importance.json",
     "plan.json",
+    "predictions.json",
     "ranks.json",
     "adapter",
     "training.json",

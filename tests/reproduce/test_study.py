@@ -205,7 +205,7 @@ def test_a_failure_leaves_a_page_and_the_work_of_other_cells(
 
 
 def test_an_unknown_arm_is_refused() -> None:
-    with pytest.raises(DataError, match="'best' is unknown; there are full, lora"):
+    with pytest.raises(DataError, match="method 'best' is unknown; there are full, lora"):
         make_cells(recipes=["default"], tasks=["rte"], arms=["best"], seeds=[0])
 
 

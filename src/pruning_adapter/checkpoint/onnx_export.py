@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -32,8 +33,9 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 def export_onnx(model: nn.Module, path: str | Path) -> float:
     """Write a model that reads text or images, and returns logits, as one ONNX file of dynamic batch size and length.
 
-    Adapters are merged, and weights widened to float32, in a copy. The file is written only after onnxruntime has given
-    torch's logits for several batch sizes and lengths.
+    Adapters are merged, and weights widened to float32, in a copy. Its inputs are input_ids, attention_mask and, where
+    the model tells the texts of a pair apart, token_type_ids; or pixel_values. The file is written only after
+    onnxruntime has given torch's logits for several batch sizes and lengths.
 
     Args:
         model: dense or pruned, with or without adapters.
@@ -54,7 +56,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> float:
         raise OutputError("An encoder-decoder is generated with, step by step; export it with Optimum instead.")
     if sum(weight.numel() * 4 for weight in plain.parameters()) > LARGEST:
         raise OutputError(f"The weights are beyond {LARGEST / 1e9:.0f} GB, the most that one ONNX file can hold.")
-    inputs = make_inputs(plain, batch=4, length=12)
+    inputs = _make_inputs(plain, batch=4, length=12)
     names = list(inputs)
     with replace_file(path) as aside:
         with _quiet(), torch.no_grad():
@@ -104,13 +106,20 @@ def quantize_onnx(source: str | Path, path: str | Path) -> None:
 def open_onnx(path: str | Path, *, threads: int | None = None) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """An exported model as a function from inputs to logits, run by onnxruntime on the CPU.
 
+    It takes what a tokenizer gives: inputs that the model does not read are left out, and without token_type_ids all
+    tokens are of the first text, as in torch.
+
     Raises:
         OutputError: packages of the extra `onnx` are missing.
     """
     session = _session(path, threads)
+    names = [each.name for each in session.get_inputs()]
 
     def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+        given = dict(inputs)
+        if "token_type_ids" in names and "token_type_ids" not in given:
+            given["token_type_ids"] = torch.zeros_like(given["input_ids"])
+        return torch.from_numpy(session.run(None, {name: given[name].numpy() for name in names})[0])
 
     return run
 
@@ -127,6 +136,18 @@ class _Logits(nn.Module):
         return self.model(**dict(zip(self._names, inputs, strict=True))).logits
 
 
+def _make_inputs(model: Any, *, batch: int, length: int) -> dict[str, Tensor]:
+    """As `costs.make_inputs`, with the second half of every row another text where the model can tell."""
+    inputs, texts = make_inputs(model, batch=batch, length=length), getattr(model.config, "type_vocab_size", None) or 1
+    if (
+        "input_ids" in inputs
+        and texts > 1
+        and "token_type_ids" in inspect.signature(model.base_model.forward).parameters
+    ):
+        inputs["token_type_ids"] = (torch.arange(length) >= length // 2).long().expand(batch, -1).contiguous()
+    return inputs
+
+
 def _dynamic(name: str) -> dict[int, str]:
     return {0: "batch"} if name == "pixel_values" else {0: "batch", 1: "length"}
 
@@ -136,7 +157,7 @@ def _check(model: Any, path: Path) -> float:
     run = open_onnx(path)
     worst = 0.0
     for batch, length in CHECKED:
-        inputs = make_inputs(model, batch=batch, length=length)
+        inputs = _make_inputs(model, batch=batch, length=length)
         if "attention_mask" in inputs:
             inputs["attention_mask"][-1, length // 2 + 1 :] = 0
         with torch.no_grad():

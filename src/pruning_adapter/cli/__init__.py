@@ -51,7 +51,8 @@ def main() -> None:
         _fail(f"{error}. Files of earlier steps are untouched.")
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            typer.secho("Interrupted. Go on with --resume.", err=True)
+            again = "the same command" if "reproduce" in sys.argv[1:2] else "--resume"
+            typer.secho(f"Interrupted. Go on with {again}.", err=True)
         raise
 
 

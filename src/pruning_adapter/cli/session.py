@@ -35,6 +35,8 @@ def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
         transformers.logging.set_verbosity_info()
         return
     transformers.logging.set_verbosity_error()
+    # It says which of its kernels it lacks whenever PEFT looks for it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
 

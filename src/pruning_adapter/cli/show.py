@@ -58,10 +58,11 @@ def cell(progress: "Progress") -> None:
     quality = next(iter(done.result["quality"].values()))
     metric, measure = next(iter(quality["metrics"].items()))
     stuck = ", the larger class only" if quality["at_majority"] else ""
-    left = f"{progress.seconds_left / 60:.0f} min left" if progress.count < progress.of else "done"
+    more = progress.count < progress.of
+    left = f"~{progress.seconds_left / 60:.0f} min of cells left" if more else "next: cost and importance maps"
     place = f"{done.cell.recipe} {done.cell.task} {done.cell.arm}, seed {done.cell.seed}"
     _CONSOLE.print(
-        f"{progress.count:3} of {progress.of}  {place}: {metric} {measure['value']:.3f}{stuck}  (~{left})",
+        f"{progress.count:3} of {progress.of}  {place}: {metric} {measure['value']:.3f}{stuck}  ({left})",
         markup=False,
         soft_wrap=True,
     )

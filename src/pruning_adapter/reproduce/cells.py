@@ -52,7 +52,7 @@ def make_cells(
     """
     for arm in arms:
         if arm not in ARMS:
-            raise DataError(f"The arm {arm!r} is unknown; there are {', '.join(ARMS)}.")
+            raise DataError(f"The method {arm!r} is unknown; there are {', '.join(ARMS)}.")
     grid = product(seeds, recipes, tasks, arms)
     # Each once, however often it was named.
     return tuple(dict.fromkeys(Cell(recipe=recipe, task=task, arm=arm, seed=seed) for seed, recipe, task, arm in grid))

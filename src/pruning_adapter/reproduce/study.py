@@ -87,26 +87,30 @@ def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command:
         normalized_maps(maps) if maps else {},
         model=base.model_id,
         command=_name_places(command, folder, base),
-        facts=_facts(done, cells, base),
+        facts=_facts(done, cells, base, beside=len(costs) == len(pairs) and len(maps) == len(tasks)),
     )
     return folder / "reproduction.md"
 
 
 def _name_places(command: str, folder: Path, base: Settings) -> str:
     """Paths of this machine tell nothing to a reader elsewhere."""
+    # What made the numbers, not what wrote the page again.
+    command = command.replace(" --only-report", "")
     places = ((base.model, base.model_id), (base.data_dir or "", "GLUE"), (str(folder), folder.name))
     for place, name in places:
         command = command.replace(place, name) if place else command
     return command
 
 
-def _facts(done: Sequence[Done], cells: Sequence[Cell], base: Settings) -> list[str]:
+def _facts(done: Sequence[Done], cells: Sequence[Cell], base: Settings, *, beside: bool) -> list[str]:
     facts: list[str] = []
     if len(done) < len(cells):
         facts.append(f"Not finished: {len(done)} of {len(cells)} cells are done. The command above goes on.")
+    elif not beside:
+        facts.append("Not finished: cost and importance maps are not measured of all tasks. The command above goes on.")
     kept = base.keep_ratio if base.keep_ratio is not None else 0.7
     what = f"at most {base.train_rows:,} training rows" if base.train_rows else "all training rows"
-    facts.append(f"{what}, {kept:.0%} of the heads kept, importance from {base.examples} examples")
+    facts.append(f"{what}, {kept:.0%} of the heads kept, importance from at most {base.examples} examples")
     if not done:
         return facts
     first: dict[str, Any] = done[0].result

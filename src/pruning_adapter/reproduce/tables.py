@@ -16,7 +16,7 @@ from pruning_adapter.training.recipes import METHODS
 
 __all__ = ["Table", "accounting_table", "accuracy_tables", "cost_table", "step_table", "time_to_accuracy_table"]
 
-SHOWN = ("full fine-tuning", "LoRA", "Prune-LoRA")
+SHOWN = ("full fine-tuning", "this recipe's LoRA", "Prune-LoRA")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,9 @@ def time_to_accuracy_table(cells: Sequence[Done], costs: Sequence[Mapping[str, A
     for recipe, task in _unique((done.cell.recipe, done.cell.task) for done in cells):
         group = [done for done in cells if (done.cell.recipe, done.cell.task) == (recipe, task)]
         final = [_curve(done)[-1] for done in group if done.cell.arm == "lora" and _curve(done)]
-        if not final or (recipe, task) not in times:
+        rate = _quality(group[0])["majority_rate"] or 0.0
+        # Where LoRA learns nothing, there is nothing to get to.
+        if not final or float(np.mean(final)) <= rate + 0.01 or (recipe, task) not in times:
             continue
         goal, row = float(np.mean(final)) - 0.01, [f"{recipe}, {task}"]
         for arm in ("full", "lora", "prune-lora"):
@@ -213,7 +215,7 @@ def time_to_accuracy_table(cells: Sequence[Done], costs: Sequence[Mapping[str, A
             curves = [_curve(done) for done in group if done.cell.arm == arm]
             reached = [next((n for n, value in enumerate(curve, 1) if value >= goal), None) for curve in curves]
             there = [factor * epochs for epochs in reached if epochs is not None]
-            told = f"{np.mean(there):.1f}" if there else "never"
+            told = f"{np.mean(there):.1f}" if there else "never" if reached else ""
             missing = len(reached) - len(there)
             row.append(f"{told} ({missing} of {len(reached)} never)" if there and missing else told)
         rows.append(tuple(row))
@@ -222,7 +224,7 @@ def time_to_accuracy_table(cells: Sequence[Done], costs: Sequence[Mapping[str, A
         columns=("recipe, task", "full", "LoRA", "Prune-LoRA"),
         rows=tuple(rows),
         note="In the time of one epoch of LoRA: epochs (whole ones, for accuracy is measured after each) times the "
-        "ratio of a step's time. Mean over the seeds that got there.",
+        "ratio of a step's time. Mean over the seeds that got there. Tasks that LoRA does not learn are left out.",
     )
 
 

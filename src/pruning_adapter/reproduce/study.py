@@ -81,6 +81,7 @@ def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command:
         tables += [cost_table(costs), step_table(costs), time_to_accuracy_table(done, costs)]
     if maps:
         tables.append(correlation_table(maps))
+    tables = [table for table in tables if table.rows]
     write_pages(
         folder,
         tables,

@@ -74,6 +74,14 @@ def test_time_to_accuracy_counts_in_loras_epochs() -> None:
     assert table.rows == (("default, rte", "0.5 (1 of 2 never)", "2.0", "1.0"),)
 
 
+def test_there_is_no_time_to_what_was_not_learnt() -> None:
+    """LoRA ends at the larger class's rate; and a method that was not run has no number."""
+    cells = [done("lora", 0, [1], curve=[0.5, 0.53]), done("full", 0, [1], curve=[0.9])]
+    assert time_to_accuracy_table(cells, [cost(0.5)]).rows == ()
+    cells = [done("lora", 0, [1], curve=[0.8]), done("full", 0, [1], curve=[0.9])]
+    assert time_to_accuracy_table(cells, [cost(0.5)]).rows == (("default, rte", "0.5", "1.0", ""),)
+
+
 def test_the_papers_own_ratios_stand_below() -> None:
     table = step_table([cost(0.5)])
     assert table.rows[0][0] == "rte (64 tokens)"

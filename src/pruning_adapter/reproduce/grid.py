@@ -1,7 +1,7 @@
 """Running the cells of a grid: those that are done are skipped, so it goes on after any interruption.
 
 OUT/cells/<recipe>-<task>-<arm>-<seed>.json    what a cell measured
-OUT/work/<cell>/                               a run that is not done yet
+OUT/work                                       runs that are not done yet
 """
 
 import multiprocessing

@@ -12,8 +12,8 @@ from pruning_adapter.surgery.one_input import OneInput
 __all__ = ["FEWEST_TOKENS", "FusedLinear", "fuse_"]
 
 FEWEST_TOKENS = {"cpu": 512}
-"""Tokens from which on one product is taken in place of three, by device type. With fewer, bookkeeping costs a CPU more
-than the product saves; with more, it saves little there (`benchmarks/inference.py`)."""
+"""Tokens from which on one product is taken in place of three, by device type. It saves
+little on a CPU (`benchmarks/inference.py`), and the bookkeeping weighs more in short batches."""
 
 
 def fuse_(model: nn.Module) -> nn.Module:
@@ -24,8 +24,7 @@ def fuse_(model: nn.Module) -> nn.Module:
     train compute alone, and so do batches with too few tokens to gain, and compiled models. Maps that somebody listens
     to, or whose weights are elsewhere (offloaded, quantised), are left as they are.
 
-    Gate and up stay two: cut out of one product, both are read with gaps between their rows, which cost a Llama more
-    than the product saved.
+    Gate and up stay two: cut out of one product, both would be read with gaps between their rows.
 
     Args:
         model: a Transformers model of a known family, without adapters.

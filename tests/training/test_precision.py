@@ -10,6 +10,7 @@ import pruning_adapter as pa
 from conformance import make_plan
 from pruning_adapter.evaluation.cost import weight_bytes
 from pruning_adapter.evaluation.predict import predict
+from pruning_adapter.training.attention import choose_attention_
 from pruning_adapter.training.precision import halve_frozen_, is_mixed
 from tiny import make_batch, make_model, randomize_
 
@@ -64,3 +65,19 @@ def test_predictions_of_such_a_model_run_under_autocast() -> None:
 
     plain, halved = adapted(), halve_frozen_(adapted())
     np.testing.assert_allclose(predict(halved, features, collate), predict(plain, features, collate), atol=0.05)
+
+
+def test_short_rows_leave_sdpa_and_compute_the_same() -> None:
+    model = adapted()
+    model.get_base_model().set_attn_implementation("sdpa")
+    logits, found = gradients(model)
+    model.zero_grad()
+    config = model.get_base_model().config
+    choose_attention_(model, longest=512)
+    assert config._attn_implementation == "sdpa"
+    choose_attention_(model, longest=128)
+    assert config._attn_implementation == "eager"
+    plain, others = gradients(model)
+    torch.testing.assert_close(plain, logits, rtol=0.05, atol=0.05)
+    for name, gradient in found.items():
+        assert torch.cosine_similarity(gradient.flatten(), others[name].flatten(), dim=0) > 0.98, name

@@ -6,6 +6,7 @@ Equality is claimed in float64 on tiny random models whose biases and norms are 
 import copy
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -265,6 +266,16 @@ class Conformance:
         for together, apart in zip(whole.heads, one_by_one.heads, strict=True):
             torch.testing.assert_close(together, apart, **FLOAT32)
 
+    def test_what_others_cannot_make_up_for_depends_neither_on_batch_size_nor_on_padding(self) -> None:
+        model, units = self.model(), ("heads", "neurons")
+        whole = pa.obs_importance(model, [self.batch()], units=units)
+        one_by_one = pa.obs_importance(model, self.rows(), units=units)
+        assert one_by_one.tokens == whole.tokens
+        for kind in units:
+            for together, apart in zip(whole.scores_of(kind), one_by_one.scores_of(kind), strict=True):
+                torch.testing.assert_close(together, apart, **FLOAT32)
+                assert bool((together >= 0).all())
+
     def test_one_pass_for_both_kinds_gives_what_two_passes_give(self) -> None:
         model, batch = self.model(), self.batch()
         both = pa.measure_importance(model, [batch], units=("heads", "neurons"))
@@ -300,9 +311,9 @@ class Conformance:
         quiet.eval()
         state = [parameter.requires_grad for parameter in model.parameters()], [m.training for m in model.modules()]
         broken = {name: value for name, value in batch.items() if name != "labels"}
-        for batches in ([batch], [batch, broken]):
+        for measure, batches in product((pa.measure_importance, pa.obs_importance), ([batch], [batch, broken])):
             try:
-                pa.measure_importance(model, batches, units=("heads", "neurons"))
+                measure(model, batches, units=("heads", "neurons"))
             except ValueError as error:
                 assert "labels" in str(error)  # noqa: PT017 (one of the two passes)
             after = [parameter.requires_grad for parameter in model.parameters()], [m.training for m in model.modules()]

@@ -25,6 +25,7 @@ ORDER = (
     ("evaluation",),
     ("reporting",),
     ("settings", "run_folder"),
+    ("decide",),
     ("pipeline",),
     ("reproduce",),
     ("cli",),

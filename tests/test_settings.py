@@ -68,7 +68,7 @@ def test_data_that_is_missing_or_doubled_is_refused(settings: Settings, message:
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        ("scorer", "gradient, random, magnitude, reversed"),
+        ("scorer", "gradient, obs, random, magnitude, reversed"),
         ("reduction", "example, batch, token, bertology"),
         ("units", "heads, neurons, both"),
         ("order", "first, second"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         gated,
         magnitude_importance,
         measure_importance,
+        obs_importance,
         random_importance,
         reversed_importance,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "magnitude_importance",
     "measure_importance",
     "measure_latency",
+    "obs_importance",
     "plan_pruning",
     "plan_ranks",
     "prune_",
@@ -60,6 +62,7 @@ _HOME = {
     "gated": "importance",
     "magnitude_importance": "importance",
     "measure_importance": "importance",
+    "obs_importance": "importance",
     "random_importance": "importance",
     "reversed_importance": "importance",
     "PruningPlan": "planning",

@@ -12,6 +12,7 @@ adapter belongs to.
 import logging
 import shutil
 import statistics
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,13 +25,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pruning_adapter.architectures.identity import identify
+from pruning_adapter.architectures.identity import dense_parameters, identify
 from pruning_adapter.architectures.shapes import ModelIdentity
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
 from pruning_adapter.costs.latency import LatencyTable
+from pruning_adapter.decide import choose_units, plan_from_settings
 from pruning_adapter.environment import machine, versions
-from pruning_adapter.errors import CheckpointError, PlanError, PruningAdapterError
-from pruning_adapter.evaluation.cost import compare_inference, compare_training, count_costs, count_trainable
+from pruning_adapter.errors import CheckpointError, PruningAdapterError
+from pruning_adapter.evaluation.cost import (
+    compare_inference,
+    compare_training,
+    count_costs,
+    count_trainable,
+    mix_training,
+)
 from pruning_adapter.evaluation.metrics import measure_quality
 from pruning_adapter.evaluation.predict import predict
 from pruning_adapter.evaluation.result import Quality, Result
@@ -39,14 +47,16 @@ from pruning_adapter.importance import (
     LengthSortedBatches,
     magnitude_importance,
     measure_importance,
+    obs_importance,
     random_importance,
     reversed_importance,
 )
-from pruning_adapter.planning import PruningPlan, RankPlan, find_preset, plan_pruning, plan_ranks
+from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
-from pruning_adapter.settings import RULES, Settings
+from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, replace_folder, write_json
-from pruning_adapter.surgery.prune import check_plan_fits
+from pruning_adapter.surgery.prune import check_plan_fits, forget_pruning_
+from pruning_adapter.training.attention import choose_attention_
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
@@ -58,86 +68,16 @@ from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import sample_examples, tokenize
 from pruning_adapter.training.trainer import check_accumulate, make_collator, train_
 
-__all__ = ["Run", "choose_units", "plan_from_settings"]
+__all__ = ["Run"]
 
 _LOGGER = logging.getLogger(__name__)
 
 TRAINING = "pruning-adapter training"
 PREDICTIONS = "pruning-adapter predictions"
+LEARNING_CURVE = 2000
+"""Validation examples that are looked at after an epoch, at the most; the result looks at all."""
 COMPARED_BATCH = 32
 """Examples a batch where time is compared."""
-
-
-def plan_from_settings(
-    settings: Settings, scores: ImportanceScores, *, latency: LatencyTable | None = None
-) -> tuple[PruningPlan, RankPlan]:
-    """Both plans that the settings ask for. Without a rule, 70 % of the heads stay.
-
-    Args:
-        settings: which rule, and which units may go.
-        scores: of those units at least.
-        latency: what the rule `keep_latency` predicts with.
-
-    Raises:
-        PlanError: a rule that cannot be met, or units that were not scored.
-    """
-    chosen = choose_units(settings, scores)
-    if settings.preset is not None:
-        return find_preset(settings.preset).plan(scores)
-    rules = {name: getattr(settings, name) for name in RULES if name != "preset"}
-    if not any(value is not None for value in rules.values()):
-        rules["keep_ratio"] = 0.7
-    normalization = cast(Any, settings.normalization)
-    plan = plan_pruning(
-        chosen,
-        **rules,
-        length=settings.length,
-        dtype=settings.dtype,
-        latency=latency,
-        normalization=normalization,
-        grouping=cast(Any, settings.grouping),
-        multiple_of=settings.multiple_of,
-        allow_empty_blocks=settings.allow_empty_blocks,
-        reconstruct=cast(Any, settings.reconstruct),
-    )
-    return plan, _ranks_from_settings(settings, scores, plan)
-
-
-def _ranks_from_settings(settings: Settings, scores: ImportanceScores, plan: PruningPlan) -> RankPlan:
-    blocks = len(plan.kept_heads)
-    how: dict[str, Any] = {"target": settings.target, "normalization": settings.normalization or "block"}
-    equal = settings.block_importance == "equal"
-    ranks = plan_ranks(
-        scores,
-        plan,
-        top_blocks=max(1, round(blocks / 3)) if settings.top_blocks is None else settings.top_blocks,
-        high=settings.high_rank,
-        low=settings.low_rank,
-        budget=settings.rank_budget,
-        block_importance=cast(Any, "sum" if equal else settings.block_importance),
-        **how,
-    )
-    # Evenly, but as many parameters as by importance.
-    return (
-        plan_ranks(scores, plan, budget=ranks.trainable_parameters, block_importance="equal", **how) if equal else ranks
-    )
-
-
-def choose_units(settings: Settings, scores: ImportanceScores) -> ImportanceScores:
-    """The scores of the units that may go; units without scores all stay.
-
-    Raises:
-        PlanError: some were not scored.
-    """
-    missing = [kind for kind in settings.kinds if kind not in scores.kinds]
-    if missing:
-        raise PlanError(
-            f"The plan is to weigh {' and '.join(settings.kinds)}, but no {missing[0]} were scored. Score them with "
-            f"`pruning-adapter importance --units {settings.units or 'both'} --overwrite`, or plan with --units "
-            f"{scores.kinds[0]}."
-        )
-    unwanted = [kind for kind in scores.kinds if kind not in settings.kinds]
-    return replace(scores, **dict.fromkeys(unwanted, ())) if unwanted else scores
 
 
 class Run:
@@ -220,14 +160,62 @@ class Run:
         base.model.to(_device())
         return base
 
-    def load_adapted_base(self) -> BaseModel:
-        """The base that LoRA is attached to: the dense one, or the pruned one with corrected weights, made once.
+    @property
+    def prune_after(self) -> float:
+        """The share of the training in which LoRA trains the dense model, before anything goes."""
+        return self.settings.chosen("prune_after") if self.method == "prune-lora" else 0.0
 
-        The latter is written to base/, since the adapter belongs to these very weights.
+    def load_start(self) -> BaseModel:
+        """What is scored and pruned: the dense base, after the first share of the training where there is one.
+
+        That is written to start/, once.
         """
         base = self.load_base()
-        if self.method != "prune-lora" or self.plan()[0].reconstruct == "none":
+        if not self.prune_after:
             return base
+        path = self.folder / "start"
+        if not path.exists():
+            self._train_start(base, path)
+            base = self.load_base()
+        # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
+        started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed)
+        # It is still that model to those who read what is saved.
+        cast(Any, started.model).name_or_path = cast(Any, base.model).name_or_path
+        cast(Any, started.model).config.name_or_path = cast(Any, base.model).config.name_or_path
+        return replace(base, model=started.model.to(_device()))
+
+    def _train_start(self, base: BaseModel, path: Path) -> None:
+        _LOGGER.info("the dense model trains for %.0f %% of the steps, then units go", 100 * self.prune_after)
+        model = self._adapt_whole(base)
+        checkpoints = self.folder / "start-checkpoints"
+        history = self._train_(model, checkpoints, self.prune_after)
+        with tempfile.TemporaryDirectory() as aside:
+            # Merged in full precision, whatever it was trained in.
+            cast(Any, model).save_pretrained(aside, save_embedding_layers=False)
+            merged = merge(self._attach(self.load_base().model, Path(aside)))
+        forget_pruning_(merged)
+        with replace_folder(path) as aside:
+            save_pruned(merged, aside, tokenizer=self.tokenizer)
+            write_json(aside / "training.json", {"kind": TRAINING, "history": history})
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def _adapt_whole(self, base: BaseModel) -> nn.Module:
+        """LoRA of the recipe's rank on the dense model."""
+        whole = PruningPlan.from_pruned_heads(identify(base.model), {}, dense_parameters=dense_parameters(base.model))
+        return apply_method(base, "prune-lora", self.recipe, plan=whole)
+
+    def _start_history(self) -> list[dict[str, float]]:
+        path = self.folder / "start" / "training.json"
+        return read_json(path, kind=TRAINING)["history"] if self.prune_after and path.exists() else []
+
+    def load_adapted_base(self) -> BaseModel:
+        """The base that LoRA is attached to: the dense one, or a pruned one that trained before or was corrected.
+
+        The latter is written to base/, once, since the adapter belongs to these very weights.
+        """
+        if self.method != "prune-lora" or not (self.prune_after or self.plan()[0].reconstruct != "none"):
+            return self.load_base()
+        base = self.load_start()
         path = self.folder / "base"
         if not path.exists():
             from pruning_adapter.surgery.reconstruct import reconstruct_
@@ -245,10 +233,10 @@ class Run:
             ArchitectureError, CheckpointError, DataError, PlanError: which, and what to do.
         """
         if step in ("importance", "train"):
-            model = self.load_base().model
+            self.load_base()
             self.features(self.data.train[:1])
             if step == "train" and self.method == "prune-lora":
-                check_plan_fits(model, self.plan()[0])
+                check_plan_fits(self.load_start().model, self.plan()[0])
         if step == "plan":
             self.decide()
         if step == "merge":
@@ -295,29 +283,35 @@ class Run:
         path = self.folder / "importance.json"
         if path.exists():
             return ImportanceScores.load(path)
-        settings, model = self.settings, self.load_base().model
-        if settings.scorer == "random":
-            scores = random_importance(model, seed=settings.seed, units=settings.kinds)
-        elif settings.scorer == "magnitude":
-            scores = magnitude_importance(model, units=settings.kinds)
+        scorer = self.settings.chosen("scorer")
+        model = self.load_start().model
+        if scorer == "random":
+            scores = random_importance(model, seed=self.settings.seed, units=self.settings.kinds)
+        elif scorer == "magnitude":
+            scores = magnitude_importance(model, units=self.settings.kinds)
+        elif scorer == "reversed":
+            scores = reversed_importance(self._score(model, self.recipe.scorer))
         else:
-            scores = measure_importance(
-                model,
-                self._scored_batches(),
-                units=settings.kinds,
-                order=cast(Any, settings.order),
-                reduction=cast(Any, settings.reduction),
-                stop_when_stable=settings.stop_when_stable,
-                task=self.data.name,
-                seed=settings.seed,
-            )
-            if settings.stop_when_stable is not None and scores.examples < settings.examples:
-                _LOGGER.info("stopped after %d examples: their halves agree to %.2f", scores.examples, scores.agreement)
-            if settings.scorer == "reversed":
-                scores = reversed_importance(scores)
-        named = replace(scores.model, name=settings.model_id)
-        scores = replace(scores, model=named, task=self.data.name, seed=settings.seed)
+            scores = self._score(model, scorer)
+        named = replace(scores.model, name=self.settings.model_id)
+        scores = replace(scores, model=named, task=self.data.name, seed=self.settings.seed)
         scores.save(path)
+        return scores
+
+    def _score(self, model: nn.Module, scorer: str) -> ImportanceScores:
+        settings, batches = self.settings, self._scored_batches()
+        if scorer == "obs":
+            return obs_importance(model, batches, units=settings.kinds)
+        scores = measure_importance(
+            model,
+            batches,
+            units=settings.kinds,
+            order=settings.chosen("order"),
+            reduction=cast(Any, settings.reduction),
+            stop_when_stable=settings.stop_when_stable,
+        )
+        if settings.stop_when_stable is not None and scores.examples < settings.examples:
+            _LOGGER.info("stopped after %d examples: their halves agree to %.2f", scores.examples, scores.agreement)
         return scores
 
     def plan(self) -> tuple[PruningPlan, RankPlan]:
@@ -341,16 +335,27 @@ class Run:
         base = self.load_adapted_base()
         model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
         trainable = count_trainable(model)
-        if self.settings.bf16:
-            halve_frozen_(model)
+        checkpoints = self.folder / "checkpoints"
+        history = self._train_(model, checkpoints, 1 - self.prune_after)
+        self._save_trained(model)
+        content = {
+            "kind": TRAINING,
+            "trainable_parameters": trainable,
+            "history": _after(self._start_history(), history),
+        }
+        write_json(self.folder / "training.json", {**content, "versions": versions()})
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def _train_(self, model: nn.Module, checkpoints: Path, share: float) -> list[dict[str, float]]:
+        """Train for a share of the recipe's epochs; a training that was interrupted goes on."""
+        self.ready_(model)
         if self.settings.padding_free:
             leave_out_padding_(model)
-        checkpoints = self.folder / "checkpoints"
-        history = train_(
+        return train_(
             model,
             self.features(self.data.train),
             tokenizer=self.tokenizer,
-            recipe=self.recipe,
+            recipe=replace(self.recipe, epochs=share * self.recipe.epochs),
             method=self.method,
             folder=checkpoints,
             seed=self.settings.seed,
@@ -359,12 +364,6 @@ class Run:
             accumulate=self.settings.accumulate,
             bf16=self.settings.bf16,
         )
-        self._save_trained(model)
-        write_json(
-            self.folder / "training.json",
-            {"kind": TRAINING, "trainable_parameters": trainable, "history": history, "versions": versions()},
-        )
-        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def merge(self) -> Any:
         """Merge into a stand-alone model; writes merged/ and returns the model loaded from there."""
@@ -413,13 +412,14 @@ class Run:
             },
             model=self._describe_model(dense),
             method=self.method,
-            scorer=self.settings.scorer if self.method == "prune-lora" else None,
+            scorer=self.settings.chosen("scorer") if self.method == "prune-lora" else None,
             seed=self.settings.seed,
             recipe={
                 **self.recipe.to_json(),
                 "learning_rate": self.recipe.learning_rate[self.method],
                 "precision": "bfloat16 autocast" if self.settings.bf16 else "float32",
                 "padding_free": self.settings.padding_free,
+                "prune_after": self.prune_after,
             },
             quality=quality,
             cost={
@@ -454,22 +454,46 @@ class Run:
     def load_stock(self) -> nn.Module:
         """LoRA on the dense model as people run it, with the model's own dropout: what training is compared with."""
         stock = apply_method(self.load_base(), "lora", replace(self.recipe, adapter_dropout=None, lora_dropout=0.0))
-        return halve_frozen_(stock) if self.settings.bf16 else stock
+        return self.ready_(stock)
+
+    def ready_(self, model: nn.Module) -> nn.Module:
+        """Give a model that is about to train the precision and the kernels of this run, in place."""
+        if self.settings.bf16:
+            halve_frozen_(model)
+        if self.settings.bf16 and not self.settings.padding_free:
+            choose_attention_(model, longest=self.recipe.max_length)
+        return model
+
+    def compare_training(self, model: nn.Module, *, batch: int, length: int, prune_after: float = 0) -> dict[str, Any]:
+        """Time and memory of a training step of `model` beside stock LoRA's; see `evaluation.cost.compare_training`.
+
+        With `prune_after`, the dense model's steps before the pruning have their share in it.
+        """
+
+        def beside_stock(each: nn.Module) -> dict[str, Any]:
+            return compare_training(
+                self.ready_(each), self.load_stock(), batch=batch, length=length, bf16=self.settings.bf16
+            )
+
+        measured = beside_stock(model)
+        if not prune_after:
+            return measured
+        return mix_training({prune_after: beside_stock(self._adapt_whole(self.load_base())), 1 - prune_after: measured})
 
     def _compare_training(self, batch: int, length: int) -> dict[str, Any]:
         model = self._load_adapted(trainable=True)
         if self.recipe.adapter_dropout is not None:
             set_dropout_(model, self.recipe.adapter_dropout)
-        if self.settings.bf16:
-            halve_frozen_(model)
         # In parts as small as those that training computes.
         part = max(1, batch // self.settings.accumulate)
-        return compare_training(model, self.load_stock(), batch=part, length=length, bf16=self.settings.bf16)
+        return self.compare_training(model, batch=part, length=length, prune_after=self.prune_after)
 
     def _load_adapted(self, *, trainable: bool = False) -> nn.Module:
+        return self._attach(self.load_adapted_base().model, self.folder / "adapter", trainable=trainable)
+
+    def _attach(self, base: nn.Module, adapter: Path, *, trainable: bool = False) -> nn.Module:
         from peft import PeftModel
 
-        base, adapter = self.load_adapted_base().model, self.folder / "adapter"
         try:
             with warnings.catch_warnings():
                 # PEFT only warns, and leaves such weights as they start.
@@ -483,6 +507,8 @@ class Run:
 
     def _evaluate_briefly(self) -> Callable[[nn.Module], Mapping[str, float]]:
         examples = next(iter(self.data.validation.values()))
+        if len(examples) > LEARNING_CURVE:
+            examples = sample_examples(examples, LEARNING_CURVE, 0)
         features = self.features(examples)
 
         def evaluate(model: nn.Module) -> Mapping[str, float]:
@@ -576,6 +602,13 @@ def _roles_there(model: ModelIdentity, roles: Sequence[str]) -> list[str]:
         for role in (site.output_role, *(role for projection in site.projections for role in projection.roles))
     }
     return [role for role in roles if role in there]
+
+
+def _after(before: list[dict[str, float]], history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """One history of two parts of a training."""
+    last = before[-1] if before else {}
+    moved = {name: last.get(name, 0.0) for name in ("step", "epoch")}
+    return before + [{**entry, **{name: entry[name] + moved[name] for name in moved}} for entry in history]
 
 
 def _heads_beside_neurons(model: ModelIdentity) -> list[int]:

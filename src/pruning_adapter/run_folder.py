@@ -17,7 +17,7 @@ STEPS = {
 }
 """What each step writes, in their order."""
 BESIDE = {
-    "importance": ("sweep.json", "sweep.png"),
+    "importance": ("start", "start-checkpoints", "sweep.json", "sweep.png"),
     "plan": ("latency.json",),
     "train": ("base", "checkpoints"),
     "merge": ("model.onnx", "model-int8.onnx"),

@@ -12,7 +12,7 @@ from pruning_adapter.storage import read_json, write_json
 __all__ = ["BUDGETS", "RULES", "Scorer", "Settings"]
 
 KIND = "pruning-adapter settings"
-Scorer = Literal["gradient", "random", "magnitude", "reversed"]
+Scorer = Literal["gradient", "obs", "random", "magnitude", "reversed"]
 BUDGETS = ("keep_params", "keep_macs", "keep_bytes", "keep_latency")
 """Rules that weigh heads and neurons against each other."""
 RULES = ("preset", "keep_heads", "keep_ratio", "threshold", *BUDGETS)
@@ -29,6 +29,7 @@ _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
     "stop_when_stable": (ImportanceError, lambda value: 0 < value <= 1, "a rank correlation, in (0, 1]"),
     "epochs": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
     "learning_rate": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
+    "prune_after": (TrainingError, lambda value: 0 <= value < 1, "a share of the training, in [0, 1)"),
     "accumulate": (TrainingError, lambda value: value >= 1, "1 or more"),
     "seed": (TrainingError, lambda value: 0 <= value < 2**32, f"in 0 to {2**32 - 1}"),
     "keep_heads": (PlanError, lambda value: value >= 1, "1 or more"),
@@ -72,10 +73,14 @@ class Settings:
     learning_rate: float | None = None
     """In place of the recipe's."""
     seed: int = 0
-    scorer: Scorer = "gradient"
+    prune_after: float | None = None
+    """In place of the recipe's share of the training in which the dense model trains first."""
+    scorer: Scorer | None = None
+    """None: the recipe's. "reversed" turns the recipe's around."""
     units: str | None = None
     """What is scored and may go: "heads", "neurons" or "both"; None: both under a budget, else heads."""
-    order: str = "first"
+    order: str | None = None
+    """None: the recipe's."""
     reduction: str = "example"
     examples: int = 512
     """How many training examples the importance is measured on. Two samples of 256 rank the heads of a block with a
@@ -83,7 +88,7 @@ class Settings:
     stop_when_stable: float | None = None
     """Measure on fewer, once the rankings of two halves of them agree this well."""
     normalization: str | None = None
-    """None: per block, but under a budget the scores as they are."""
+    """None: the recipe's, but under a budget the scores as they are."""
     preset: str | None = None
     keep_heads: int | None = None
     keep_ratio: float | None = None
@@ -103,8 +108,8 @@ class Settings:
     """Feed-forward widths are multiples of it; None: 1, or under `keep_latency` what was measured to be best."""
     grouping: str | None = None
     allow_empty_blocks: bool = False
-    reconstruct: str = "none"
-    """How the kept weights are corrected, on the examples that were scored, for what is gone."""
+    reconstruct: str | None = None
+    """How the kept weights are corrected, on the examples that were scored, for what is gone. None: the recipe's."""
     target: str = "attention"
     """Which linear maps LoRA trains."""
     top_blocks: int | None = None
@@ -187,14 +192,14 @@ class Settings:
         from pruning_adapter.training.recipes import METHODS, find_recipe
 
         for name, known in (
-            ("scorer", get_args(Scorer)),
+            ("scorer", (None, *get_args(Scorer))),
             ("units", (None, *UNITS)),
-            ("order", get_args(Order)),
+            ("order", (None, *get_args(Order))),
             ("reduction", get_args(Reduction)),
             ("normalization", (None, *get_args(Scope))),
             ("dtype", tuple(BYTES_PER_NUMBER)),
             ("grouping", (None, *get_args(Grouping))),
-            ("reconstruct", get_args(Reconstruction)),
+            ("reconstruct", (None, *get_args(Reconstruction))),
             ("target", tuple(TARGETS)),
             ("block_importance", get_args(BlockImportance)),
             ("method", METHODS),
@@ -210,8 +215,26 @@ class Settings:
                 f"another; use {' or '.join(BY_EXAMPLE)}."
             )
         find_recipe(self.recipe)
+        self._check_scorer()
         if self.preset is not None:
             find_preset(self.preset)
+
+    def _check_scorer(self) -> None:
+        if self.chosen("scorer") != "obs":
+            return
+        for name in ("order", "reduction", "stop_when_stable"):
+            if getattr(self, name) != getattr(Settings(), name):
+                raise ImportanceError(
+                    f"{name} is {getattr(self, name)!r}, but the scorer is 'obs', which knows no such choice. Leave it "
+                    "out, or say --scorer gradient."
+                )
+
+    def chosen(self, name: str) -> Any:
+        """The value of a setting that the recipe decides where it was not given."""
+        from pruning_adapter.training.recipes import find_recipe
+
+        value = getattr(self, name)
+        return getattr(find_recipe(self.recipe), name) if value is None else value
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

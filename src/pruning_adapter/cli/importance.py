@@ -27,6 +27,13 @@ def importance(
     reduction: o.Reduction = None,
     examples: o.Examples = None,
     stop_when_stable: o.StopWhenStable = None,
+    recipe: o.RecipeName = None,
+    epochs: o.Epochs = None,
+    learning_rate: o.LearningRate = None,
+    prune_after: o.PruneAfter = None,
+    accumulate: o.Accumulate = None,
+    padding_free: o.PaddingFree = None,
+    bf16: o.Bf16 = None,
     seed: o.Seed = None,
     output_dir: o.OutputDir = Path("run"),
     figure: Annotated[Path | None, typer.Option(help="Also draw it, as PNG or SVG.")] = None,
@@ -34,7 +41,10 @@ def importance(
     threads: o.Threads = None,
     verbose: o.Verbose = False,
 ) -> None:
-    """Measure how much each head and neuron matters for a task; writes importance.json."""
+    """Measure how much each head and neuron matters for a task; writes importance.json.
+
+    Where the recipe prunes after a share of the training (--prune-after), that share comes first; writes start/.
+    """
     given = {
         name: value
         for name, value in locals().items()

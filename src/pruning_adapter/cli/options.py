@@ -78,7 +78,9 @@ TrainRows = Annotated[int | None, typer.Option(help="Train on a random subset of
 
 ScorerName = Annotated[
     str | None,
-    typer.Option("--scorer", help="gradient, random, magnitude or reversed. [gradient]", rich_help_panel=_SCORES),
+    typer.Option(
+        "--scorer", help="obs, gradient, random, magnitude or reversed. [the recipe's]", rich_help_panel=_SCORES
+    ),
 ]
 Units = Annotated[
     str | None,
@@ -90,7 +92,9 @@ Units = Annotated[
 ]
 Order = Annotated[
     str | None,
-    typer.Option("--order", help="first (absolute gradient) or second (squared). [first]", rich_help_panel=_SCORES),
+    typer.Option(
+        "--order", help="first (absolute gradient) or second (squared). [the recipe's]", rich_help_panel=_SCORES
+    ),
 ]
 Reduction = Annotated[
     str | None, typer.Option(help="example, batch, token or bertology. [example]", rich_help_panel=_SCORES)
@@ -146,7 +150,9 @@ Grouping = Annotated[
 ]
 Normalization = Annotated[
     str | None,
-    typer.Option(help="Compare units per block or over the model. [block; none for budgets]", rich_help_panel=_PLAN),
+    typer.Option(
+        help="Compare units per block or over the model. [the recipe's; none for budgets]", rich_help_panel=_PLAN
+    ),
 ]
 AllowEmptyBlocks = Annotated[
     bool | None,
@@ -154,7 +160,7 @@ AllowEmptyBlocks = Annotated[
 ]
 Reconstruct = Annotated[
     str | None,
-    typer.Option(help="Correct what stays for what goes: none, bias or lstsq. [none]", rich_help_panel=_PLAN),
+    typer.Option(help="Correct what stays for what goes: none, bias or lstsq. [the recipe's]", rich_help_panel=_PLAN),
 ]
 Target = Annotated[str | None, typer.Option(help="LoRA on attention or all-linear. [attention]", rich_help_panel=_PLAN)]
 TopBlocks = Annotated[int | None, typer.Option(help="Blocks of high rank. [a third]", rich_help_panel=_PLAN)]
@@ -171,6 +177,10 @@ MethodName = Annotated[
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="default or paper. [default]", rich_help_panel=_TRAIN)]
 Epochs = Annotated[float | None, typer.Option(help="In place of the recipe's.", rich_help_panel=_TRAIN)]
 LearningRate = Annotated[float | None, typer.Option(help="In place of the recipe's.", rich_help_panel=_TRAIN)]
+PruneAfter = Annotated[
+    float | None,
+    typer.Option(help="Share of the training before units go, in [0, 1). [the recipe's]", rich_help_panel=_TRAIN),
+]
 Accumulate = Annotated[
     int | None, typer.Option(help="Split each batch into this many parts. [1]", rich_help_panel=_TRAIN)
 ]

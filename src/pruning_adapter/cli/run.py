@@ -52,6 +52,7 @@ def run(
     recipe: o.RecipeName = None,
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
+    prune_after: o.PruneAfter = None,
     accumulate: o.Accumulate = None,
     padding_free: o.PaddingFree = None,
     bf16: o.Bf16 = None,

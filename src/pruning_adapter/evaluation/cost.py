@@ -6,7 +6,7 @@ more about the machine than about the model.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     "count_costs",
     "count_trainable",
     "measure_ratios",
+    "mix_training",
     "peak_memory",
     "weight_bytes",
 ]
@@ -142,6 +143,20 @@ def compare_training(
         "peak_training_bytes": held,
         "reference_peak_training_bytes": other,
     }
+
+
+def mix_training(parts: Mapping[float, Mapping[str, Any]]) -> dict[str, Any]:
+    """The cost of a training in several parts: its mean step, and the memory of the part that needs most.
+
+    Args:
+        parts: by share of the steps, what `compare_training` gave, with one reference for all.
+    """
+    largest = max(parts.values(), key=lambda measured: measured["peak_training_bytes"])
+    times = {
+        name: sum(share * measured["training_time_ratio"][name] for share, measured in parts.items())
+        for name in ("median", "q1", "q3")
+    }
+    return {**largest, "training_time_ratio": times}
 
 
 class _TrainingStep:

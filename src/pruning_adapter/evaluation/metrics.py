@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
 from pruning_adapter.errors import DataError, TrainingError
@@ -71,7 +71,14 @@ def measure_quality(metric_names: Sequence[str], *, scores: Array, labels: Array
         examples=len(labels),
         majority_rate=None if regression else float(np.bincount(labels).max() / len(labels)),
         at_majority=bool(np.ptp(predictions) == 0),
+        loss=_mean_loss(scores.astype(np.float64), labels, regression),
     )
+
+
+def _mean_loss(scores: Array, labels: Array, regression: bool) -> float:
+    if regression:
+        return float(np.square(scores.reshape(-1) - labels).mean())
+    return float(-special.log_softmax(scores, axis=1)[np.arange(len(labels)), labels].mean())
 
 
 def _find_metric(name: str, scores: Array, regression: bool) -> Metric:

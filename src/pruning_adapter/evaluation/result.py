@@ -33,6 +33,8 @@ class Quality:
     """Share of the most frequent class, as fraction in [0, 1]; None for regression."""
     at_majority: bool
     """The model says the same class for every example: it learnt nothing."""
+    loss: float | None = None
+    """Mean cross-entropy in nats, or mean squared error; None in results of releases that did not measure it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Result:
     method: str
     """"full", "lora" or "prune-lora"."""
     scorer: str | None
-    """Which importance chose the units: "gradient", "random", "magnitude" or "reversed"; None without pruning."""
+    """What chose the units: "obs", "gradient", "random", "magnitude" or "reversed"; None without pruning."""
     seed: int
     recipe: Mapping[str, Any]
     quality: Mapping[str, Quality]

@@ -5,6 +5,7 @@ from pruning_adapter.importance.controls import magnitude_importance, random_imp
 from pruning_adapter.importance.estimate import measure_importance
 from pruning_adapter.importance.gates import gated
 from pruning_adapter.importance.scores import ImportanceScores
+from pruning_adapter.importance.surgeon import obs_importance
 
 __all__ = [
     "ImportanceScores",
@@ -12,6 +13,7 @@ __all__ = [
     "gated",
     "magnitude_importance",
     "measure_importance",
+    "obs_importance",
     "random_importance",
     "reversed_importance",
 ]

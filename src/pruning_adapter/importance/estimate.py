@@ -7,8 +7,7 @@ the gradient of the summed loss with respect to example x's own gates is that of
 autograd keeps only what the gates need and no weight gradient is ever allocated.
 """
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -16,17 +15,26 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pruning_adapter.architectures.identity import dense_parameters, identify, pruned_state
-from pruning_adapter.architectures.sites import Site, base_of, find_feed_forwards, find_sites
+from pruning_adapter.architectures.sites import base_of, find_feed_forwards, find_sites
 from pruning_adapter.architectures.spec import Kind
 from pruning_adapter.costs.macs import ModelMacs, count_model_macs
 from pruning_adapter.environment import versions
 from pruning_adapter.errors import CostError, ImportanceError
-from pruning_adapter.importance.gates import Gate, gated_sites
+from pruning_adapter.importance.backward import (
+    check_seen,
+    count_tokens,
+    frozen_in_eval_mode,
+    gate_gradients,
+    labels_seen,
+    loss_of,
+    to_device,
+)
+from pruning_adapter.importance.gates import Gate
 from pruning_adapter.importance.loss import LossShares, batch_size
 from pruning_adapter.importance.scores import ImportanceScores
 from pruning_adapter.importance.stability import rank_agreement
 
-__all__ = ["BY_EXAMPLE", "Order", "Reduction", "kept_units_of", "macs_of", "measure_importance"]
+__all__ = ["BY_EXAMPLE", "Order", "Reduction", "check_units", "kept_units_of", "macs_of", "measure_importance"]
 
 Reduction = Literal["example", "batch", "token", "bertology"]
 Order = Literal["first", "second"]
@@ -94,8 +102,7 @@ def measure_importance(
         raise ImportanceError(f"Reduction {reduction!r} is unknown; use one of {', '.join(get_args(Reduction))}.")
     if order not in get_args(Order):
         raise ImportanceError(f"Order {order!r} is unknown; use one of {', '.join(get_args(Order))}.")
-    if not units or set(units) - set(get_args(Kind)) or len(set(units)) != len(units):
-        raise ImportanceError(f"units is {list(units)!r}; name heads, neurons, or both, each once.")
+    check_units(units)
     if stop_when_stable is not None and not (0 < stop_when_stable <= 1 and reduction in BY_EXAMPLE):
         raise ImportanceError(
             f"stop_when_stable is {stop_when_stable}, with reduction {reduction!r}; it must be in (0, 1], and only the "
@@ -115,14 +122,15 @@ def measure_importance(
     bar = tqdm(
         batches, desc="importance", unit="batch", leave=False, disable=None if progress is None else not progress
     )
-    with torch.inference_mode(False), _frozen_in_eval_mode(model), torch.enable_grad():
+    with torch.inference_mode(False), frozen_in_eval_mode(model), torch.enable_grad():
         for number, raw in enumerate(bar):
-            batch = _to_device(raw, reference.device, number, classes)
+            batch = to_device(raw, reference.device, number, classes)
             size = batch_size(batch)
             # Half-precision gates would round their gradients; the hook casts them to the activations' type.
             dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
             gates = [Gate(site.units, batch=size, per_token=reduction == "token", dtype=dtype) for site in sites]
-            gradients = _gate_gradients(model, batch, sites, gates, shares, number)
+            outputs = loss_of(model, batch, sites, gates, number)
+            gradients = gate_gradients(outputs.loss, gates, shares.factors(batch, outputs, number))
             for first, second, past, gradient in zip(*halves, running, gradients, strict=True):
                 if reduction in BY_EXAMPLE:
                     even, odd = (gradient[half::2] for half in (examples % 2, 1 - examples % 2))
@@ -131,24 +139,13 @@ def measure_importance(
                 else:
                     first += _of_batch(past, gradient, reduction, order)
             examples += size
-            tokens += _count_tokens(batch, size, max((gate.tokens for gate in gates), default=1))
-            labels = batch.get("labels")
-            # Only a class per example can be one and the same by mistake.
-            plain = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
-            seen.update(labels.unique().tolist() if plain and labels is not None else (0.0, 1.0))
+            tokens += count_tokens(batch, size, max((gate.tokens for gate in gates), default=1))
+            seen |= labels_seen(batch)
             if stop_when_stable is not None and examples >= FEWEST_EXAMPLES and (len(seen) > 1 or allow_one_class):
                 agreement = _agreement(halves, len(heads))
                 if agreement is not None and agreement >= stop_when_stable:
                     break
-    if examples == 0:
-        raise ImportanceError("No batches were given: an empty sample, or an iterator that was used up before.")
-    if tokens == 0:
-        raise ImportanceError("The batches hold padding only: their attention_mask is all zeros.")
-    if len(seen) < 2 and not allow_one_class:
-        raise ImportanceError(
-            f"All {examples} examples carry the label {next(iter(seen)):g}: what tells classes apart cannot be "
-            "measured on one of them. Sample from all classes, or pass allow_one_class=True."
-        )
+    check_seen(examples, tokens, seen, allow_one_class=allow_one_class)
     scored = [((first + second) / tokens).cpu() for first, second in zip(*halves, strict=True)]
     return ImportanceScores(
         heads=tuple(scored[: len(heads)]),
@@ -168,6 +165,16 @@ def measure_importance(
         seed=seed,
         versions=versions(),
     )
+
+
+def check_units(units: Sequence[Kind]) -> None:
+    """Refuse what cannot be scored.
+
+    Raises:
+        ImportanceError: no units, unknown ones, or some twice.
+    """
+    if not units or set(units) - set(get_args(Kind)) or len(set(units)) != len(units):
+        raise ImportanceError(f"units is {list(units)!r}; name heads, neurons, or both, each once.")
 
 
 def kept_units_of(model: nn.Module) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
@@ -193,89 +200,6 @@ def macs_of(model: nn.Module) -> ModelMacs | None:
         return None
 
 
-@contextmanager
-def _frozen_in_eval_mode(model: nn.Module) -> Generator[None]:
-    config = cast(Any, base_of(model)).config
-    # Transformers writes down which loss it chose, as a side effect of computing it.
-    problem = getattr(config, "problem_type", None)
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = [module for module in model.modules() if module.training]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        model.eval()
-        yield
-    finally:
-        config.problem_type = problem
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        for module in training:
-            # Not `train()`, which would set children too that were in eval mode on their own.
-            module.training = True
-
-
-def _to_device(raw: object, device: torch.device, number: int, classes: int) -> dict[str, Tensor]:
-    if not isinstance(raw, Mapping):
-        raise ImportanceError(f"Batch {number} is a {type(raw).__name__}; a mapping of tensors is needed.")
-    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in raw.items()}
-    labels = batch.get("labels", batch.get("start_positions"))
-    if labels is None:
-        raise ImportanceError(
-            f"Batch {number} has no 'labels' (it has {', '.join(batch)}); importance is the gradient of the loss, so "
-            "every batch needs them."
-        )
-    if labels.dim() not in (1, 2):
-        raise ImportanceError(
-            f"Batch {number} has labels of shape {tuple(labels.shape)} and type {labels.dtype}; one label per example, "
-            "one per token, or a row of floats per example for multi-label tasks is supported."
-        )
-    if labels.shape[0] == 0:
-        raise ImportanceError(f"Batch {number} is empty.")
-    if "labels" in batch and not labels.is_floating_point():
-        batch["labels"] = labels.long()
-        low, high = int(labels.min()), int(labels.max())
-        if labels.dim() == 1 and (low < 0 or high >= classes):
-            wrong = low if low < 0 else high
-            raise ImportanceError(
-                f"Batch {number} has the label {wrong}, but the model has the classes 0-{classes - 1}."
-            )
-    return batch
-
-
-def _gate_gradients(
-    model: nn.Module,
-    batch: dict[str, Tensor],
-    sites: Sequence[Site],
-    gates: list[Gate],
-    shares: LossShares,
-    number: int,
-) -> list[Tensor]:
-    """dL(x)/dgate for every example x of the batch, in float64: `(batch, units)` or `(batch, tokens, units)`.
-
-    Zero for sites without units, and for those that the batch does not reach.
-    """
-    with gated_sites(sites, gates):
-        outputs = model(**batch)
-    loss = outputs.loss
-    if loss is None or not bool(torch.isfinite(loss)):
-        raise ImportanceError(
-            f"The loss of batch {number} is {'missing' if loss is None else loss.item()}. Look for NaN in the weights "
-            "or inputs, labels outside the model's classes, or overflow (score in float32 or bfloat16, not float16)."
-        )
-    factors = shares.factors(batch, outputs, number)
-    reached = [gate.value for gate in gates if gate.value is not None]
-    found = iter(torch.autograd.grad(loss, reached, allow_unused=True) if reached else ())
-    gradients: list[Tensor] = []
-    for gate in gates:
-        gradient = None if gate.value is None else next(found)
-        if gradient is None:
-            gradients.append(torch.zeros(gate.batch, gate.units, dtype=torch.float64, device=loss.device))
-        else:
-            shape = (-1, *(1 for _ in gradient.shape[1:]))
-            gradients.append(gradient.double() * factors.to(gradient.device).view(shape))
-    return gradients
-
-
 def _sum_over_examples(gradient: Tensor, order: Order) -> Tensor:
     """`(batch, units)` or `(batch, tokens, units)` → `(units,)`."""
     return _measure(gradient, order).flatten(0, -2).sum(0)
@@ -299,12 +223,3 @@ def _agreement(halves: Sequence[Sequence[Tensor]], heads: int) -> float | None:
 
 def _measure(gradient: Tensor, order: Order) -> Tensor:
     return gradient.abs() if order == "first" else gradient.square()
-
-
-def _count_tokens(batch: Mapping[str, Tensor], size: int, positions: int) -> int:
-    """Tokens that are not padding; image patches and frames of sound where there are no tokens."""
-    mask = batch.get("attention_mask")
-    if mask is not None and mask.dim() == 2:
-        return int(mask.sum())
-    ids = batch.get("input_ids", batch.get("inputs_embeds"))
-    return size * (ids.shape[1] if ids is not None else positions)

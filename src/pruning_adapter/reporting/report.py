@@ -31,6 +31,7 @@ __all__ = ["write_report"]
 METHODS = {"full": "full fine-tuning", "lora": "LoRA", "prune-lora": "Prune-LoRA"}
 SCORERS = {
     "gradient": "chosen by how strongly the loss reacts to each one",
+    "obs": "chosen by what the others cannot make up for",
     "magnitude": "chosen by the size of their weights",
     "random": "chosen at random",
     "reversed": "chosen in reverse, the most important first",

@@ -1,10 +1,11 @@
 """What stands beside the grid, per task: cost measured side by side, and importance on two disjoint samples."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pruning_adapter.evaluation.cost import compare_inference, compare_training, count_costs, count_trainable
+from pruning_adapter.evaluation.cost import compare_inference, count_costs, count_trainable
 from pruning_adapter.importance import measure_importance
 from pruning_adapter.importance.batching import LengthSortedBatches
 from pruning_adapter.importance.stability import rank_agreement
@@ -14,7 +15,6 @@ from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, write_json
 from pruning_adapter.surgery.prune import prune_
 from pruning_adapter.training.methods import apply_method
-from pruning_adapter.training.precision import halve_frozen_
 from pruning_adapter.training.recipes import METHODS, Method
 from pruning_adapter.training.tokenize import sample_examples
 from pruning_adapter.training.trainer import make_collator
@@ -41,14 +41,16 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
     length = run.typical_length()
 
     def beside_stock(method: Method) -> dict[str, Any]:
-        model = apply_method(run.load_base(), method, run.recipe, plan=plan, ranks=ranks)
-        if base.bf16:
-            halve_frozen_(model)
-        measured = compare_training(model, run.load_stock(), batch=BATCH, length=length, bf16=base.bf16)
+        pruned = method == "prune-lora"
+        model = apply_method(
+            run.load_adapted_base() if pruned else run.load_base(), method, run.recipe, plan=plan, ranks=ranks
+        )
+        measured = run.compare_training(model, batch=BATCH, length=length, prune_after=run.prune_after if pruned else 0)
         return {"trainable": count_trainable(model), **measured}
 
     full, lora, pruned = (beside_stock(method) for method in METHODS)
-    smaller = prune_(run.load_base().model, plan)
+    # Corrected weights cost what plain ones do.
+    smaller = prune_(run.load_start().model, replace(plan, reconstruct="none"))
     dense = run.load_base().model
     content = {
         "kind": COST,
@@ -69,7 +71,10 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
 
 
 def measure_maps(folder: Path, task: str, base: Settings) -> dict[str, Any]:
-    """Figure 1 for one task: the heads' importance on two samples that share no example, and how well they agree."""
+    """Figure 1 for one task: the heads' importance on two samples that share no example, and how well they agree.
+
+    Importance is the paper's, of the dense model before any training.
+    """
     path = folder / "maps" / f"{task}.json"
     if path.exists():
         return read_json(path, kind=MAPS)
@@ -83,8 +88,6 @@ def measure_maps(folder: Path, task: str, base: Settings) -> dict[str, Any]:
         measure_importance(
             model,
             LengthSortedBatches(run.features(both[half::2]), make_collator(run.tokenizer)),
-            order=settings.order,  # pyright: ignore[reportArgumentType], checked by Settings
-            reduction=settings.reduction,  # pyright: ignore[reportArgumentType], checked by Settings
             allow_one_class=True,
             task=task,
         )

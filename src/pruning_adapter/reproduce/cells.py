@@ -31,6 +31,8 @@ class Cell:
     task: str
     arm: str
     seed: int
+    asked: tuple[tuple[str, Any], ...] = ()
+    """Settings of its own, by name, for arms that are none of `ARMS`."""
 
     @property
     def name(self) -> str:
@@ -39,7 +41,15 @@ class Cell:
 
     def settings(self, base: Settings) -> Settings:
         """What this cell's run is asked to do; `base` holds what all cells share."""
-        return replace(base, recipe=self.recipe, task=self.task, seed=self.seed, **ARMS[self.arm])
+        asked = {**ARMS.get(self.arm, {}), **dict(self.asked)}
+        return replace(base, recipe=self.recipe, task=self.task, seed=self.seed, **asked)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Cell":
+        """Read what `dataclasses.asdict` made of one."""
+        asked: Any = value.get("asked", ())
+        rest: dict[str, Any] = {name: given for name, given in value.items() if name != "asked"}
+        return cls(**rest, asked=tuple((name, given) for name, given in asked))
 
 
 def make_cells(

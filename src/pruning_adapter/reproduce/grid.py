@@ -63,7 +63,7 @@ def load_cells(folder: Path, cells: Sequence[Cell]) -> list[Done]:
         if path.exists():
             content = read_json(path, kind=KIND)
             try:
-                known = Cell(**content["cell"])
+                known = Cell.from_json(content["cell"])
                 done = Done(
                     cell=known,
                     result=content["result"],

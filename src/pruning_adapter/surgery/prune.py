@@ -187,6 +187,14 @@ def note_in_config(
         _note_legacy_pruned_heads(config, dense, state)
 
 
+def forget_pruning_(model: nn.Module) -> None:
+    """Take what `note_in_config` wrote out of the config of a model that lost nothing: it is a dense one."""
+    config = cast(Any, base_of(model)).config
+    for name in (CONFIG_FIELD, "pruned_heads"):
+        if hasattr(config, name):
+            delattr(config, name)
+
+
 def _check_nothing_shared(model: nn.Module, sites: Sequence[Site]) -> None:
     """Refuse to cut a tensor that another module reads too."""
     owners: dict[int, list[str]] = {}

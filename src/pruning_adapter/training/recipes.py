@@ -14,7 +14,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything about training that is not the model, the data, the method or the seed."""
+    """Everything about training and choosing that is not the model, the data, the method, the budget or the seed."""
 
     name: str
     epochs: float
@@ -38,6 +38,17 @@ class Recipe:
     """lora_alpha / r, the same at every rank."""
     lora_init: Literal["kaiming", "gaussian"]
     """How A starts; B starts at zero."""
+    prune_after: float
+    """Share of the training after which "prune-lora" measures importance and prunes: until then LoRA trains the dense
+    model. 0 prunes before training."""
+    scorer: Literal["gradient", "obs"]
+    """What importance is: the gradient with respect to a gate, or what least squares cannot make up for."""
+    order: Literal["first", "second"]
+    """Absolute gradients or squared ones, for "gradient"."""
+    normalization: Literal["block", "model"]
+    """Among which units the rules that count heads compare."""
+    reconstruct: Literal["none", "bias", "lstsq"]
+    """How the kept weights are corrected for what is gone."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,6 +71,11 @@ RECIPES = {
         lora_dropout=0.0,
         lora_scaling=1.0,
         lora_init="gaussian",
+        prune_after=0.0,
+        scorer="gradient",
+        order="first",
+        normalization="block",
+        reconstruct="none",
     ),
     # With all-MiniLM-L6-v2, LoRA learns MRPC at 1e-3 and stays at the majority class at 2e-3 (docs/recipes.md has the
     # numbers and their limits). Three epochs, because on a CPU time is what runs out.
@@ -77,6 +93,11 @@ RECIPES = {
         lora_dropout=0.0,
         lora_scaling=2.0,
         lora_init="kaiming",
+        prune_after=0.2,
+        scorer="obs",
+        order="first",
+        normalization="model",
+        reconstruct="lstsq",
     ),
 }
 

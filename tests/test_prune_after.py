@@ -1,0 +1,157 @@
+"""The recipe's way: the dense model trains for a share of the steps, then units go, then what is left trains on."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+
+from pruning_adapter import load_pruned
+from pruning_adapter.architectures.identity import identify, pruned_state
+from pruning_adapter.errors import TrainingError
+from pruning_adapter.evaluation.result import Result
+from pruning_adapter.importance import ImportanceScores
+from pruning_adapter.pipeline import Run
+from pruning_adapter.planning import PruningPlan
+from pruning_adapter.run_folder import remove_steps
+from pruning_adapter.settings import Settings
+from pruning_adapter.training.base_model import load_base
+from pruning_adapter.training.recipes import find_recipe
+from tiny_encoder import make_texts, save_tiny_encoder
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("task")
+    for name, count in (("train.csv", 96), ("dev.csv", 16)):
+        rows = [f"{text},{('no', 'yes')[place]}" for text, place in make_texts(name, count, 2)]
+        (folder / name).write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    return Settings(
+        model=str(save_tiny_encoder(folder / "model")),
+        train_file=str(folder / "train.csv"),
+        validation_file=str(folder / "dev.csv"),
+        text_columns=("text",),
+        label_column="label",
+        keep_macs=0.6,
+        epochs=2,
+        prune_after=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run. Tests read it; those that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    finish(settings, folder)
+    return folder
+
+
+def finish(settings: Settings, folder: Path) -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        run = Run(settings, folder)
+        run.train()
+        return run.evaluate()
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "merged" / "model.safetensors").read_bytes()
+
+
+def test_the_start_is_a_dense_model_that_has_trained(finished: Path, settings: Settings) -> None:
+    start = transformers.AutoModelForSequenceClassification.from_pretrained(finished / "start")
+    base = load_base(settings.model, label_names=("no", "yes"), seed=0).model
+    assert pruned_state(start) is None
+    assert [p.shape for p in start.parameters()] == [p.shape for p in base.parameters()]
+    assert identify(start).fingerprint != identify(base).fingerprint
+    assert not (finished / "start-checkpoints").exists()
+
+
+def test_what_is_scored_and_pruned_is_the_start(finished: Path) -> None:
+    start = identify(load_base(str(finished / "start"), label_names=("no", "yes"), seed=0).model)
+    scores, plan = ImportanceScores.load(finished / "importance.json"), PruningPlan.load(finished / "plan.json")
+    assert scores.scorer == "obs"
+    assert scores.model.same_weights(start)
+    assert plan.model.same_weights(start)
+    assert plan.reconstruct == "lstsq"
+    state: Any = pruned_state(load_pruned(finished / "base"))
+    assert (state.dense, state.kept, state.reconstructed) == (plan.model, plan.kept, "lstsq")
+
+
+def test_the_adapter_on_its_base_is_the_merged_model(finished: Path) -> None:
+    adapted = PeftModel.from_pretrained(load_pruned(finished / "base"), str(finished / "adapter")).eval()
+    merged = load_pruned(finished / "merged").eval()
+    batch = {"input_ids": torch.tensor([[2, 7, 19, 33, 3], [2, 44, 8, 3, 0]])}
+    batch["attention_mask"] = (batch["input_ids"] != 0).long()
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(**batch).logits, merged(**batch).logits)
+
+
+def test_both_parts_together_have_the_steps_of_one_training(finished: Path) -> None:
+    """96 examples in batches of 32, two epochs."""
+    history = Result.load(finished / "result.json").history
+    steps = [entry["step"] for entry in history]
+    assert steps == sorted(steps)
+    assert (steps[-1], history[-1]["epoch"]) == (6, 2)
+    assert [entry["epoch"] for entry in history if "eval_accuracy" in entry] == [1, 2]
+
+
+def test_the_cost_of_training_counts_the_dense_part(finished: Path) -> None:
+    result = Result.load(finished / "result.json")
+    assert result.recipe["prune_after"] == 0.5
+    assert result.cost["peak_training_bytes"] > 0
+
+
+@pytest.mark.parametrize("first", ["merge", "train", "plan", "importance"])
+def test_resuming_gives_the_same_model(finished: Path, settings: Settings, tmp_path: Path, first: str) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    remove_steps(folder, first)
+    assert (folder / "start").exists() == (first != "importance")
+    assert finish(settings, folder).quality == Result.load(finished / "result.json").quality
+    assert weights(folder) == weights(finished)
+
+
+def test_a_start_that_was_interrupted_goes_on(
+    finished: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning_adapter.pipeline.save_pruned", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finish(settings, tmp_path)
+    assert not (tmp_path / "start").exists()
+    assert any((tmp_path / "start-checkpoints").iterdir())
+    finish(settings, tmp_path)
+    assert weights(tmp_path) == weights(finished)
+
+
+def test_the_papers_recipe_prunes_before_training(settings: Settings, tmp_path: Path) -> None:
+    run = Run(replace(settings, recipe="paper", prune_after=None), tmp_path)
+    scores = run.measure()
+    assert (run.prune_after, scores.scorer, scores.order) == (0.0, "gradient", "first")
+    assert run.plan()[0].reconstruct == "none"
+    assert not (tmp_path / "start").exists()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_other_methods_have_no_start(settings: Settings, tmp_path: Path, method: str) -> None:
+    run = Run(settings.changed({"method": method}), tmp_path)
+    run.train()
+    assert not (tmp_path / "start").exists()
+
+
+def test_a_share_that_leaves_nothing_to_train_is_refused(settings: Settings) -> None:
+    with pytest.raises(TrainingError, match=r"prune_after is 1; it must be a share of the training, in \[0, 1\)"):
+        settings.changed({"prune_after": 1}).check()
+
+
+def test_the_default_recipe_has_such_a_start() -> None:
+    assert 0 < find_recipe("default").prune_after < 1

@@ -9,12 +9,15 @@ loss, accuracy and agreement with the dense model are taken on validation exampl
 
 A criterion is what is measured, and of which model:
 
-* of: "untrained" (the base with a random task head, as in the paper), "head" (the head fitted to the frozen features by
-  logistic regression first, in seconds), "warm" (after 5 % of LoRA's steps), "trained" (the dense model itself).
-* what: "first" (mean |gradient|), "second" (mean squared gradient), "output" (mean squared change of the last hidden
-  state, through random projections; needs no label), "magnitude", and "random", five draws.
+* of: "untrained" (the base with a random task head, as in the paper), "head" (the head fitted to the frozen features
+  by logistic regression first, in seconds), "5 %" and "20 %" (after that share of LoRA's steps), "trained" (the dense
+  model itself).
+* what: "first" (mean |gradient|), "second" (mean squared gradient), "obs" (what least squares cannot make up for),
+  "output" (mean squared change of the last hidden state, through random projections; needs no label), "magnitude", and
+  "random", five draws.
 * "leave-one-out": how much the loss of 256 training examples rises when a head really goes; the yardstick. Each
-  criterion's rank correlation with it (heads, within blocks) stands beside what it chooses.
+  criterion's rank correlation with it (heads, within blocks) stands beside what it chooses, and so does its correlation
+  with itself on as many other examples.
 
 Cells that the output file already holds are skipped, so the screen resumes after any interruption.
 """
@@ -50,6 +53,7 @@ from pruning_adapter.importance.batching import LengthSortedBatches
 from pruning_adapter.importance.gates import Gate, gated_sites
 from pruning_adapter.importance.stability import rank_agreement
 from pruning_adapter.storage import replace_folder, write_json, write_text
+from pruning_adapter.training.attention import choose_attention_
 from pruning_adapter.training.base_model import load_base, load_tokenizer
 from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.recipes import RECIPES
@@ -62,12 +66,12 @@ LENGTH = 128
 RULES: dict[str, dict[str, float]] = {
     "70 % of heads": {"keep_ratio": 0.7},
     "50 % of heads": {"keep_ratio": 0.5},
-    "33 % of heads": {"keep_ratio": 0.33},
     "50 % of MACs": {"encoder_macs": 0.5},
     "33 % of MACs": {"encoder_macs": 0.33},
 }
+SHARES = {"5 %": 0.05, "20 %": 0.2}
 CRITERIA = (
-    *((of, what) for of in ("untrained", "head", "warm", "trained") for what in ("first", "second")),
+    *((of, what) for of in ("untrained", "head", *SHARES, "trained") for what in ("first", "second", "obs")),
     ("untrained", "output"),
     ("trained", "output"),
     ("untrained", "magnitude"),
@@ -124,7 +128,11 @@ class Screen:
         self.collate = make_collator(self.tokenizer)
         self.recipe = replace(RECIPES["default"], epochs=options.epochs)
         self.train = self.tokenize(self.data.train)
-        scored = self.tokenize(sample_examples(self.data.train, options.examples, seed))
+        # Every second one, so that each half has its share of all classes.
+        both = sample_examples(self.data.train, 2 * options.examples, seed)
+        scored, other = self.tokenize(both[::2]), self.tokenize(both[1::2])
+        enough = len(other) == options.examples
+        self.other = LengthSortedBatches(other, self.collate, batch_size=32) if enough else None
         self.batches = LengthSortedBatches(scored, self.collate, batch_size=32)
         self.few = list(LengthSortedBatches(scored[:256], self.collate, batch_size=64))
         examples = sample_examples(next(iter(self.data.validation.values())), options.validation, 0)
@@ -147,15 +155,26 @@ class Screen:
             {"rule": rule, "scope": scope, "reconstruct": correction, **self.prune(scores, rule, scope, correction)}
             for rule in RULES
             # Budgets weigh the raw scores against what a unit costs.
-            for scope in (("block", "model") if "keep_ratio" in RULES[rule] else ("none",))
-            for correction in ("none", "lstsq")
+            # "lstsq" after a choice per block adds nothing to what the others tell.
+            for scope, correction in (
+                (("block", "none"), ("model", "none"), ("model", "lstsq"))
+                if "keep_ratio" in RULES[rule]
+                else (("none", "none"), ("none", "lstsq"))
+            )
             if scores.neurons or "keep_ratio" in RULES[rule]
         ]
         return {
             "agreement_with_leave_one_out": rank_agreement(scores.heads, yardstick.heads),
+            "agreement_with_itself": self.repeat(of, what, scores),
             "dense": self.told(self.dense),
             "rows": rows,
         }
+
+    def repeat(self, of: str, what: str, scores: Any) -> float | None:
+        """How well as many other examples rank the heads alike; None where nothing is measured."""
+        if what not in ("first", "second", "obs", "output") or self.other is None:
+            return None
+        return rank_agreement(scores.heads, self.measure(self.model_of(of), what, self.other).heads)
 
     def prune(self, scores: Any, rule: str, scope: Any, correction: Any) -> dict[str, float]:
         asked = dict(RULES[rule])
@@ -188,9 +207,9 @@ class Screen:
         base = load_base(self.options.model, label_names=self.data.label_names, seed=self.seed)
         if of == "head":
             fit_head_(base.model, self.batches)
-        if of == "warm":
+        if of in SHARES:
             adapted = apply_method(base, "lora", self.recipe)
-            self._train_(adapted, 0.05 * self.recipe.epochs)
+            self._train_(adapted, SHARES[of] * self.recipe.epochs)
             return merge(adapted)
         return base.model
 
@@ -205,6 +224,8 @@ class Screen:
         return load_base(str(folder), label_names=self.data.label_names, seed=self.seed).model.eval()
 
     def _train_(self, model: nn.Module, epochs: float) -> None:
+        if self.options.bf16:
+            choose_attention_(model, longest=128)
         with tempfile.TemporaryDirectory() as folder:
             train_(
                 model,
@@ -220,17 +241,21 @@ class Screen:
     def _scores_of(self, of: str, what: str) -> Any:
         if of == "random":
             return pa.random_importance(self.model_of("trained"), seed=1000 * self.seed + int(what), units=UNITS)
-        model = self.model_of(of)
-        if what in ("first", "second"):
-            found = pa.measure_importance(model, self.batches, units=UNITS, order=what, progress=False)  # pyright: ignore[reportArgumentType]
-        elif what == "magnitude":
-            found = pa.magnitude_importance(model, units=UNITS)
-        elif what == "output":
-            found = measure_output_change(model, self.batches)
+        if what == "leave-one-out":
+            found = leave_one_out(self.model_of(of), self.few)
         else:
-            found = leave_one_out(model, self.few)
+            found = self.measure(self.model_of(of), what, self.batches)
         # What was measured of one model decides about another: same sizes, other weights.
         return replace(found, model=identify(self.model_of("trained")))
+
+    def measure(self, model: Any, what: str, batches: LengthSortedBatches) -> Any:
+        if what == "obs":
+            return pa.obs_importance(model, batches, units=UNITS, progress=False)
+        if what == "magnitude":
+            return pa.magnitude_importance(model, units=UNITS)
+        if what == "output":
+            return measure_output_change(model, batches)
+        return pa.measure_importance(model, batches, units=UNITS, order=what, progress=False)  # pyright: ignore[reportArgumentType]
 
 
 def fit_head_(model: Any, batches: LengthSortedBatches) -> None:
@@ -322,7 +347,8 @@ def table(content: dict[str, Any]) -> str:
             "What criteria choose, right after surgery", content["command"], content["machine"], content["versions"]
         ),
         "Loss on validation examples above the dense model's, mean over seeds (and draws), as it is / after least "
-        "squares; best of both scopes for heads. LOO: rank correlation with leave-one-out, heads, within blocks.",
+        "squares; best of both scopes for heads. LOO: rank correlation with leave-one-out, heads, within blocks; "
+        "again: with the same criterion on as many other examples.",
     ]
     for task in dict.fromkeys(cell["task"] for cell in cells):
         of_task = [cell for cell in cells if cell["task"] == task]
@@ -332,12 +358,11 @@ def table(content: dict[str, Any]) -> str:
             f"## {task}: dense loss {statistics.mean(each['loss'] for each in dense.values()):.3f}, "
             f"accuracy {100 * statistics.mean(each['accuracy'] for each in dense.values()):.1f}",
             "",
-            f"| criterion | LOO | {' | '.join(RULES)} |",
-            f"| --- | --- | {' | '.join('---' for _ in RULES)} |",
+            f"| criterion | LOO | again | {' | '.join(RULES)} |",
+            f"| --- | --- | --- | {' | '.join('---' for _ in RULES)} |",
         ]
         for name, group in grouped(of_task):
-            known = [cell["agreement_with_leave_one_out"] for cell in group]
-            told = [f"{statistics.mean(known):.2f}"]
+            told = [mean_of(group, "agreement_with_leave_one_out"), mean_of(group, "agreement_with_itself")]
             told += [" / ".join(rise(group, rule, how) for how in ("none", "lstsq")) for rule in RULES]
             lines.append(f"| {name} | {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
@@ -349,6 +374,11 @@ def grouped(cells: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, A
     )
     for name in dict.fromkeys(map(name_of, cells)):
         yield name, [cell for cell in cells if name_of(cell) == name]
+
+
+def mean_of(cells: list[dict[str, Any]], name: str) -> str:
+    known = [cell[name] for cell in cells if cell[name] is not None]
+    return f"{statistics.mean(known):.2f}" if known else ""
 
 
 def rise(cells: list[dict[str, Any]], rule: str, correction: str) -> str:

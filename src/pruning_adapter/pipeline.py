@@ -177,12 +177,22 @@ class Run:
         if not path.exists():
             self._train_start(base, path)
             base = self.load_base()
+        else:
+            self._check_start(base, path)
         # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
         started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed)
         # It is still that model to those who read what is saved.
         cast(Any, started.model).name_or_path = cast(Any, base.model).name_or_path
         cast(Any, started.model).config.name_or_path = cast(Any, base.model).config.name_or_path
         return replace(base, model=started.model.to(_device()))
+
+    def _check_start(self, base: BaseModel, path: Path) -> None:
+        began = read_json(path / "training.json", kind=TRAINING).get("base")
+        if began != identify(base.model).fingerprint:
+            raise CheckpointError(
+                f"{path} was trained from another model than {self.model_path}. Score this one anew: "
+                "`pruning-adapter importance --overwrite`."
+            )
 
     def _train_start(self, base: BaseModel, path: Path) -> None:
         _LOGGER.info("the dense model trains for %.0f %% of the steps, then units go", 100 * self.prune_after)
@@ -196,7 +206,8 @@ class Run:
         forget_pruning_(merged)
         with replace_folder(path) as aside:
             save_pruned(merged, aside, tokenizer=self.tokenizer)
-            write_json(aside / "training.json", {"kind": TRAINING, "history": history})
+            content = {"kind": TRAINING, "base": identify(base.model).fingerprint, "history": history}
+            write_json(aside / "training.json", content)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
     def _adapt_whole(self, base: BaseModel) -> nn.Module:

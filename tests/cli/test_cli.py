@@ -30,6 +30,8 @@ torch.set_num_threads(1)
 WORDS = 45
 ALL_FILES = {
     "settings.json",
+    "start",
+    "base",
     "importance.json",
     "plan.json",
     "predictions.json",
@@ -285,10 +287,11 @@ def test_weights_that_are_no_numbers_are_refused(call: Call, base: Path, tmp_pat
     weights["bert.encoder.layer.1.attention.self.value.weight"][3, 3] = float("nan")
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
-    measured = call("run", *options(base, tmp_path / "run", model=model))
+    at_once = {"model": model, "prune_after": 0}
+    measured = call("run", *options(base, tmp_path / "run", **at_once))
     assert_refused(measured, r"The loss of batch 0 is nan\. Look for NaN in the weights")
     assert names(tmp_path / "run") == {"settings.json"}
-    weighed = call("run", *options(base, tmp_path / "weighed", model=model, scorer="magnitude"))
+    weighed = call("run", *options(base, tmp_path / "weighed", **at_once, scorer="magnitude"))
     assert_refused(weighed, r"importance of head 0 of block 1 is not a finite number\. Look for NaN")
     assert names(tmp_path / "weighed") == {"settings.json"}
     trained = call("run", *options(base, tmp_path / "trained", model=model, scorer="random"))
@@ -509,7 +512,7 @@ def test_a_latency_table_that_is_named_is_read(call: Call, scored: Path, tmp_pat
 
     # Another rule takes the table away with the old one.
     assert call("plan", "--keep-heads", 5, "--output-dir", scored, "--overwrite").status == 0
-    assert names(scored) == {"settings.json", "importance.json", "plan.json", "ranks.json"}
+    assert names(scored) == {"settings.json", "start", "importance.json", "plan.json", "ranks.json"}
 
 
 def test_without_a_table_latency_is_measured_once(
@@ -538,7 +541,7 @@ def test_a_sweep_shows_twenty_budgets_and_keeps_the_run(call: Call, scored: Path
     assert snapshot(scored) == before
 
     assert call("plan", "--sweep", "--by", by, "--output-dir", scored).status == 0
-    assert names(scored) == {"settings.json", "importance.json", "sweep.json", "sweep.png"}
+    assert names(scored) == {"settings.json", "start", "importance.json", "sweep.json", "sweep.png"}
     assert {name: snapshot(scored)[name] for name in before} == before
     assert json.loads((scored / "sweep.json").read_text(encoding="utf-8"))["by"] == by
     assert call("plan", "--sweep", "--figure", tmp_path / "curves.svg", "--output-dir", scored).status == 0
@@ -634,7 +637,7 @@ def test_a_step_does_not_replace_its_files_unasked(call: Call, finished: Path, v
 def test_replacing_a_step_takes_away_what_followed_from_it(call: Call, finished: Path) -> None:
     (finished / "notes.txt").write_text("mine", encoding="utf-8")
     assert call("plan", "--keep-heads", 5, "--output-dir", finished, "--overwrite").status == 0
-    assert names(finished) == {"settings.json", "importance.json", "plan.json", "ranks.json", "notes.txt"}
+    assert names(finished) == {"settings.json", "start", "importance.json", "plan.json", "ranks.json", "notes.txt"}
     assert PruningPlan.load(finished / "plan.json").heads_kept == 5
     assert RankPlan.load(finished / "ranks.json").kept_heads == PruningPlan.load(finished / "plan.json").kept_heads
 
@@ -732,12 +735,10 @@ def test_a_plan_for_another_model_is_refused(call: Call, base: Path, finished: P
     other, before = Path(shutil.copytree(base / "model", tmp_path / "other")), snapshot(finished)
     make_model("bert", dtype=torch.float32, seed=1, max_position_embeddings=128, pad_token_id=0).save_pretrained(other)
     outcome = call("train", "--model", other, "--output-dir", finished, "--overwrite")
-    assert_refused(
-        outcome, r"The plan was made for .* with other weights \(fingerprint .*\)\. Load the model it was made"
-    )
+    assert_refused(outcome, r"start was trained from another model than .*other\. Score this one anew")
     make_model("bert", dtype=torch.float32, max_position_embeddings=128, intermediate_size=8).save_pretrained(other)
     outcome = call("train", "--model", other, "--output-dir", finished, "--overwrite")
-    assert_refused(outcome, r"The plan was made for .*; this model has .*\. Score this model and plan anew")
+    assert_refused(outcome, r"start was trained from another model than .*other\. Score this one anew")
     assert snapshot(finished) == before
 
 

@@ -230,7 +230,7 @@ class _EvaluateEveryEpoch(TrainerCallback):
         found = self._evaluate(model)
         self._trainer.log({f"eval_{name}": value for name, value in found.items()})
         told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-        _LOGGER.info("epoch %g of %g: %s", state.epoch or 0, args.num_train_epochs, told)
+        _LOGGER.info("epoch %g of %g: %s", round(state.epoch or 0, 2), round(args.num_train_epochs, 2), told)
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -301,7 +301,9 @@ class Run:
         elif scorer == "magnitude":
             scores = magnitude_importance(model, units=self.settings.kinds)
         elif scorer == "reversed":
-            scores = reversed_importance(self._score(model, self.recipe.scorer))
+            # Only gradients have an order.
+            ours = self.recipe.scorer if self.settings.order is None else "gradient"
+            scores = reversed_importance(self._score(model, ours))
         else:
             scores = self._score(model, scorer)
         named = replace(scores.model, name=self.settings.model_id)

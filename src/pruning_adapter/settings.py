@@ -76,7 +76,7 @@ class Settings:
     prune_after: float | None = None
     """In place of the recipe's share of the training in which the dense model trains first."""
     scorer: Scorer | None = None
-    """None: the recipe's. "reversed" turns the recipe's around."""
+    """None: the recipe's. "reversed" turns the recipe's around, or the gradient's where `order` is given."""
     units: str | None = None
     """What is scored and may go: "heads", "neurons" or "both"; None: both under a budget, else heads."""
     order: str | None = None

@@ -7,6 +7,7 @@ OUT/work                                       runs that are not done yet
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,7 +21,7 @@ from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, write_json
 
-__all__ = ["Done", "Progress", "load_cells", "run_cells"]
+__all__ = ["Done", "Progress", "load_cells", "run_cells", "set_up_job"]
 
 KIND = "pruning-adapter cell"
 
@@ -121,7 +122,7 @@ def _each(
         return
     # Spawned, because CUDA does not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_set_up, initargs=(prepare,)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=set_up_job, initargs=(prepare,)) as pool:
         running = [pool.submit(run_cell, folder, cell, base) for cell in todo]
         try:
             for future in as_completed(running):
@@ -177,8 +178,17 @@ def _file(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / f"{cell.name}.json"
 
 
-def _set_up(prepare: Callable[[], None] | None) -> None:
+def set_up_job(prepare: Callable[[], None] | None) -> None:
+    """What a job's process does before its first cell."""
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     # Tokenizers would start threads in every process.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if prepare is not None:
         prepare()
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when its parent is gone, however that ended: nobody would read what it finds."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

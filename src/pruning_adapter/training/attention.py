@@ -7,8 +7,7 @@ from torch import nn
 __all__ = ["choose_attention_"]
 
 LONGEST = 256
-"""Tokens up to which the plain kernel wins on a CPU: a step takes 0.58 to 0.77 of SDPA's time at 24 to 256 tokens, 1.14
-at 512 (MiniLM's width, bfloat16 autocast, one thread of an AMD EPYC). In float32 it never wins."""
+"""Tokens up to which the plain kernel wins in bfloat16 on a CPU (`benchmarks/attention.py`); in float32 it does not."""
 
 
 def choose_attention_(model: nn.Module, *, longest: int) -> nn.Module:

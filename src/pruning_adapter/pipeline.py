@@ -198,7 +198,7 @@ class Run:
         _LOGGER.info("the dense model trains for %.0f %% of the steps, then units go", 100 * self.prune_after)
         model = self._adapt_whole(base)
         checkpoints = self.folder / "start-checkpoints"
-        history = self._train_(model, checkpoints, self.prune_after)
+        history = self._train_(model, checkpoints, (0.0, self.prune_after))
         with tempfile.TemporaryDirectory() as aside:
             # Merged in full precision, whatever it was trained in.
             cast(Any, model).save_pretrained(aside, save_embedding_layers=False)
@@ -349,7 +349,7 @@ class Run:
         model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
         trainable = count_trainable(model)
         checkpoints = self.folder / "checkpoints"
-        history = self._train_(model, checkpoints, 1 - self.prune_after)
+        history = self._train_(model, checkpoints, (self.prune_after, 1.0))
         self._save_trained(model)
         content = {
             "kind": TRAINING,
@@ -359,8 +359,8 @@ class Run:
         write_json(self.folder / "training.json", {**content, "versions": versions()})
         shutil.rmtree(checkpoints, ignore_errors=True)
 
-    def _train_(self, model: nn.Module, checkpoints: Path, share: float) -> list[dict[str, float]]:
-        """Train for a share of the recipe's epochs; a training that was interrupted goes on."""
+    def _train_(self, model: nn.Module, checkpoints: Path, part: tuple[float, float]) -> list[dict[str, float]]:
+        """Train for a part of the recipe's epochs; a training that was interrupted goes on."""
         self.ready_(model)
         if self.settings.padding_free:
             leave_out_padding_(model)
@@ -368,7 +368,7 @@ class Run:
             model,
             self.features(self.data.train),
             tokenizer=self.tokenizer,
-            recipe=replace(self.recipe, epochs=share * self.recipe.epochs),
+            recipe=self.recipe,
             method=self.method,
             folder=checkpoints,
             seed=self.settings.seed,
@@ -376,6 +376,7 @@ class Run:
             resume=True,
             accumulate=self.settings.accumulate,
             bf16=self.settings.bf16,
+            part=part,
         )
 
     def merge(self) -> Any:

@@ -29,6 +29,8 @@ __all__ = ["check_accumulate", "make_collator", "make_trainer", "train_"]
 
 _LOGGER = logging.getLogger(__name__)
 
+WHOLE = (0.0, 1.0)
+
 Features = Sequence[dict[str, Any]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 
@@ -53,6 +55,7 @@ def train_(
     resume: bool = False,
     accumulate: int = 1,
     bf16: bool = False,
+    part: tuple[float, float] = WHOLE,
 ) -> list[dict[str, float]]:
     """Train `model` in place.
 
@@ -72,6 +75,8 @@ def train_(
         accumulate: split each batch into this many parts that are computed one after the other.
         bf16: compute matrix products in bfloat16; weights and optimiser stay in float32. About twice as fast on GPUs
             and on processors with bfloat16 instructions, slower on others.
+        part: where this training begins and ends, as shares of the recipe's. The learning rate goes on where an earlier
+            part left it, after a warm-up of its own.
 
     Returns:
         What was logged: dicts with step and epoch, and loss, learning_rate and grad_norm, or eval_<name>.
@@ -90,6 +95,7 @@ def train_(
         seed=seed,
         accumulate=accumulate,
         bf16=bf16,
+        part=part,
     )
     # It prints every log entry as a dict where there is no terminal for a progress bar.
     trainer.remove_callback(PrinterCallback)
@@ -112,6 +118,7 @@ def make_trainer(
     seed: int,
     accumulate: int = 1,
     bf16: bool = False,
+    part: tuple[float, float] = WHOLE,
 ) -> Trainer:
     """The Trainer that `train_` runs; see there. For those who want to add callbacks of their own.
 
@@ -119,16 +126,22 @@ def make_trainer(
         TrainingError: a batch size that `accumulate` does not divide.
     """
     check_accumulate(accumulate, recipe)
-    steps = math.ceil(math.ceil(len(features) / recipe.batch_size) * recipe.epochs)
+    first, last = part
+    epochs = (last - first) * recipe.epochs
+    steps = math.ceil(math.ceil(len(features) / recipe.batch_size) * epochs)
+    highest, lowest = (recipe.learning_rate[method] * _decayed(recipe, share) for share in part)
+    # What trains in a later part begins anew, so it warms up for a share of that part.
+    warmup = steps / (last - first) if first == 0 else steps
     arguments = TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate[method],
+        num_train_epochs=epochs,
+        learning_rate=highest,
         weight_decay=recipe.weight_decay,
         per_device_train_batch_size=recipe.batch_size // accumulate,
         gradient_accumulation_steps=accumulate,
-        lr_scheduler_type="linear",
-        warmup_steps=round(recipe.warmup_share * steps),
+        lr_scheduler_type="linear" if last == 1 else "polynomial",
+        lr_scheduler_kwargs={} if last == 1 else {"lr_end": lowest, "power": 1.0},
+        warmup_steps=min(round(recipe.warmup_share * warmup), steps),
         train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
         seed=seed,
         data_seed=seed,
@@ -157,6 +170,11 @@ def make_trainer(
     # the whole global batch; classifiers ignore that number, so the gradients would grow with the accumulation steps.
     trainer.model_accepts_loss_kwargs = False
     return trainer
+
+
+def _decayed(recipe: Recipe, share: float) -> float:
+    """The learning rate after a share of the training, over the highest."""
+    return 1.0 if share <= recipe.warmup_share else (1 - share) / (1 - recipe.warmup_share)
 
 
 def _last_complete_checkpoint(folder: Path) -> Path | None:

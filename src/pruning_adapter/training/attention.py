@@ -7,7 +7,8 @@ from torch import nn
 __all__ = ["choose_attention_"]
 
 LONGEST = 256
-"""Tokens up to which the plain kernel wins in bfloat16 on a CPU (`benchmarks/attention.py`); in float32 it does not."""
+"""Tokens. In bfloat16 the plain kernel is faster on longer rows too (`benchmarks/attention.py`), but it keeps all weights
+of the attention for the backward pass, whose number grows with the square; in float32 it is not."""
 
 
 def choose_attention_(model: nn.Module, *, longest: int) -> nn.Module:

@@ -7,8 +7,8 @@ from torch import nn
 __all__ = ["choose_attention_"]
 
 LONGEST = 256
-"""Tokens. In bfloat16 the plain kernel is faster on longer rows too (`benchmarks/attention.py`), but it keeps all weights
-of the attention for the backward pass, whose number grows with the square; in float32 it is not."""
+"""Tokens. The plain kernel is faster on longer rows too in bfloat16 (`benchmarks/attention.py`), but it keeps as many
+weights for the backward pass as the square of the length; in float32 it is not faster."""
 
 
 def choose_attention_(model: nn.Module, *, longest: int) -> nn.Module:

@@ -13,6 +13,7 @@ from peft import PeftModel
 from pruning_adapter import load_pruned
 from pruning_adapter.architectures.identity import identify, pruned_state
 from pruning_adapter.errors import TrainingError
+from pruning_adapter.evaluation.cost import mix_training
 from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.pipeline import Run
@@ -102,10 +103,20 @@ def test_both_parts_together_have_the_steps_of_one_training(finished: Path) -> N
     assert [entry["epoch"] for entry in history if "eval_accuracy" in entry] == [1, 2]
 
 
-def test_the_cost_of_training_counts_the_dense_part(finished: Path) -> None:
-    result = Result.load(finished / "result.json")
-    assert result.recipe["prune_after"] == 0.5
-    assert result.cost["peak_training_bytes"] > 0
+def test_the_cost_of_training_counts_both_parts() -> None:
+    """Half of the steps at 0.8 and half at 0.4 of the reference's time; the memory is the larger part's."""
+
+    def measured(time: float, held: int) -> dict[str, Any]:
+        ratio = dict.fromkeys(("median", "q1", "q3"), time)
+        return {"training_time_ratio": ratio, "peak_training_bytes": held, "training_memory_ratio": {"median": held}}
+
+    mixed = mix_training([(0.5, measured(0.8, 90)), (0.5, measured(0.4, 50))])
+    assert mixed["training_time_ratio"]["median"] == pytest.approx(0.6)
+    assert mixed["peak_training_bytes"] == mixed["training_memory_ratio"]["median"] == 90
+
+
+def test_the_result_says_when_units_went(finished: Path) -> None:
+    assert Result.load(finished / "result.json").recipe["prune_after"] == 0.5
 
 
 @pytest.mark.parametrize("first", ["merge", "train", "plan", "importance"])

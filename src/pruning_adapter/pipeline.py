@@ -492,7 +492,8 @@ class Run:
         measured = beside_stock(model)
         if not prune_after:
             return measured
-        return mix_training({prune_after: beside_stock(self._adapt_whole(self.load_base())), 1 - prune_after: measured})
+        before = beside_stock(self._adapt_whole(self.load_base()))
+        return mix_training([(prune_after, before), (1 - prune_after, measured)])
 
     def _compare_training(self, batch: int, length: int) -> dict[str, Any]:
         model = self._load_adapted(trainable=True)

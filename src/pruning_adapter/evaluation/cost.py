@@ -6,7 +6,7 @@ more about the machine than about the model.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -145,15 +145,15 @@ def compare_training(
     }
 
 
-def mix_training(parts: Mapping[float, Mapping[str, Any]]) -> dict[str, Any]:
+def mix_training(parts: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
     """The cost of a training in several parts: its mean step, and the memory of the part that needs most.
 
     Args:
-        parts: by share of the steps, what `compare_training` gave, with one reference for all.
+        parts: a share of the steps, and what `compare_training` gave for them, with one reference for all.
     """
-    largest = max(parts.values(), key=lambda measured: measured["peak_training_bytes"])
+    largest = max((measured for _, measured in parts), key=lambda measured: measured["peak_training_bytes"])
     times = {
-        name: sum(share * measured["training_time_ratio"][name] for share, measured in parts.items())
+        name: sum(share * measured["training_time_ratio"][name] for share, measured in parts)
         for name in ("median", "q1", "q3")
     }
     return {**largest, "training_time_ratio": times}

@@ -47,6 +47,12 @@ RULES: Mapping[str, Mapping[str, float]] = {
     "33 % of MACs": {"encoder_macs": 0.33},
 }
 PLAIN = {"reconstruct": "none"}
+RANKS: Mapping[str, Mapping[str, Any]] = {
+    "ranks 4, 8": {"low_rank": 4, "high_rank": 8},
+    "ranks 4, 8, spread evenly": {"low_rank": 4, "high_rank": 8, "block_importance": "equal"},
+    "rank 8": {"low_rank": 8, "high_rank": 8},
+    "ranks 8, 16": {"low_rank": 8, "high_rank": 16},
+}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "paper": {"prune_after": 0.0, "scorer": "gradient", "order": "first", "normalization": "block", **PLAIN},
     "0 %, second": {"prune_after": 0.0, "scorer": "gradient", "order": "second", **PLAIN},
@@ -61,6 +67,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "random": {"prune_after": 0.2, "scorer": "random", "reconstruct": "lstsq"},
     "random, plain": {"prune_after": 0.2, "scorer": "random", **PLAIN},
     "random, 0 %, plain": {"prune_after": 0.0, "scorer": "random", **PLAIN},
+    **{name: {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq", **ranks} for name, ranks in RANKS.items()},
 }
 RANDOM_SEEDS = 5
 

@@ -18,10 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import pruning_adapter as pa
+from pruning_adapter.adapter.carry import carry_, take_out_
 from pruning_adapter.adapter.linear import QuickLinear
 from pruning_adapter.architectures.identity import count_parameters, fingerprint_weights, identify
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
 from pruning_adapter.architectures.sites import find_all_sites, find_feed_forwards, find_sites, spec_of
+from pruning_adapter.checkpoint.merged import merge
 from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
 from pruning_adapter.costs.macs import count_macs, count_model_macs
 from pruning_adapter.errors import ArchitectureError, PlanError
@@ -480,11 +482,13 @@ class Conformance:
 
     # Adapter
 
-    def adapted(self, case: str, *, target: Any = "all-linear", quick: bool = True) -> tuple[Any, pa.RankPlan]:
-        base = self.model()
+    def adapted(
+        self, case: str, *, target: Any = "all-linear", quick: bool = True, high: int = 3, base: Any = None
+    ) -> tuple[Any, pa.RankPlan]:
+        base = self.model() if base is None else base
         scores = pa.measure_importance(base, [self.batch()], units=("heads", "neurons"))
         plan = make_case(base, case)
-        ranks = pa.plan_ranks(scores, plan, top_blocks=1, high=3, low=2, target=target)
+        ranks = pa.plan_ranks(scores, plan, top_blocks=1, high=high, low=2, target=target)
         config = pa.PruneLoraConfig(
             pruning=plan,
             ranks=ranks,
@@ -553,6 +557,33 @@ class Conformance:
         torch.testing.assert_close(logits(loaded, batch), logits(model, batch), **TIGHT)
         assert [site.units for site in find_sites(loaded)] == [len(kept) for kept in ranks.kept_heads]
         assert [site.units for site in find_feed_forwards(loaded)] == [len(kept) for kept in ranks.kept_neurons]
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_an_adapter_comes_along_when_its_model_is_pruned(self, case: str) -> None:
+        """Pruning the base and the adapter equals merging them and pruning what that gives."""
+        batch = self.batch()
+        dense, _ = self.adapted("nothing", high=2)
+        randomize_(dense, only_trainable=True)
+        merged = merge(dense)
+        expected = logits(pa.prune_(merged, make_case(merged, case)), batch)
+        pruned, ranks = self.adapted(case)
+        assert max(ranks.all_ranks) == 3
+        carry_(dense, pruned, make_case(self.model(), case))
+        torch.testing.assert_close(logits(pruned, batch), expected, rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("high", [2, 3], ids=["rank lost", "rank kept"])
+    def test_an_adapter_taken_out_of_its_base_leaves_the_whole_as_it_was(self, high: int) -> None:
+        batch = self.batch()
+        dense, _ = self.adapted("nothing")
+        randomize_(dense, only_trainable=True)
+        merged = merge(dense)
+        plan = make_case(merged, "heads and neurons")
+        expected = logits(pa.prune_(merged, plan), batch)
+        pruned, _ = self.adapted("heads and neurons", base=merge(dense), high=high)
+        carry_(dense, pruned, plan)
+        assert not torch.allclose(logits(pruned, batch), expected)
+        take_out_(pruned)
+        torch.testing.assert_close(logits(pruned, batch), expected, rtol=1e-10, atol=1e-10)
 
     # Checkpoint
 

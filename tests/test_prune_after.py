@@ -144,6 +144,21 @@ def test_a_start_that_was_interrupted_goes_on(
     assert weights(tmp_path) == weights(finished)
 
 
+def test_where_nothing_goes_the_result_is_plain_loras(settings: Settings, tmp_path: Path) -> None:
+    """The stop, the merge, the base without its adapter and the going on: together they change nothing but rounding."""
+    everything = {"low_rank": 8, "high_rank": 8, "reconstruct": "none", "keep_macs": 1.0}
+    found: list[dict[str, torch.Tensor]] = []
+    for name, changes in (("lora", {"method": "lora"}), ("ours", everything)):
+        finish(settings.changed(changes), tmp_path / name)
+        found.append(load_pruned(tmp_path / name / "merged").state_dict())
+    base = load_base(settings.model, label_names=("no", "yes"), seed=0).model.state_dict()
+    lora, ours = found
+    # 1e-3 of what training changed in all; rounding grows from step to step.
+    moved = sum(float((lora[name] - base[name]).square().sum()) for name in base) ** 0.5
+    apart = sum(float((lora[name] - ours[name]).square().sum()) for name in base) ** 0.5
+    assert apart < 1e-3 * moved
+
+
 def test_the_papers_recipe_prunes_before_training(settings: Settings, tmp_path: Path) -> None:
     run = Run(replace(settings, recipe="paper", prune_after=None), tmp_path)
     scores = run.measure()

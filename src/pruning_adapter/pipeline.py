@@ -12,7 +12,6 @@ adapter belongs to.
 import logging
 import shutil
 import statistics
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,9 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import set_seed
 
-from pruning_adapter.architectures.identity import dense_parameters, identify
-from pruning_adapter.architectures.shapes import ModelIdentity
+from pruning_adapter.adapter.carry import carry_, take_out_
+from pruning_adapter.architectures.identity import PrunedState, dense_parameters, identify, pruned_state
+from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.decide import choose_units, plan_from_settings
@@ -52,12 +53,14 @@ from pruning_adapter.importance import (
     reversed_importance,
 )
 from pruning_adapter.planning import PruningPlan, RankPlan
+from pruning_adapter.planning.rank_plan import TARGETS
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, replace_folder, write_json
-from pruning_adapter.surgery.prune import check_plan_fits, forget_pruning_
+from pruning_adapter.surgery.prune import check_plan_fits, forget_pruning_, note_in_config
 from pruning_adapter.training.attention import choose_attention_
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
+from pruning_adapter.training.continuation import KEPT_FILES, carry_checkpoint
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
 from pruning_adapter.training.methods import apply_method, set_dropout_
@@ -66,13 +69,22 @@ from pruning_adapter.training.precision import halve_frozen_
 from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
 from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import sample_examples, tokenize
-from pruning_adapter.training.trainer import check_accumulate, make_collator, train_
+from pruning_adapter.training.trainer import (
+    MOMENTS,
+    check_accumulate,
+    last_complete_checkpoint,
+    make_collator,
+    make_trainer,
+    train_,
+)
 
 __all__ = ["Run"]
 
 _LOGGER = logging.getLogger(__name__)
 
 TRAINING = "pruning-adapter training"
+CHECKPOINT = "checkpoint"
+"""In start/: what is needed to go on from there."""
 PREDICTIONS = "pruning-adapter predictions"
 LEARNING_CURVE = 2000
 """Validation examples that are looked at after an epoch, at the most; the result looks at all."""
@@ -196,28 +208,39 @@ class Run:
 
     def _train_start(self, base: BaseModel, path: Path) -> None:
         _LOGGER.info("the dense model trains for %.0f %% of the steps, then units go", 100 * self.prune_after)
-        model = self._adapt_whole(base)
         checkpoints = self.folder / "start-checkpoints"
-        history = self._train_(model, checkpoints, (0.0, self.prune_after))
-        with tempfile.TemporaryDirectory() as aside:
-            # Merged in full precision, whatever it was trained in.
-            cast(Any, model).save_pretrained(aside, save_embedding_layers=False)
-            merged = merge(self._attach(self.load_base().model, Path(aside)))
+        stopped = last_complete_checkpoint(checkpoints)
+        if stopped is None or not (stopped / MOMENTS).exists():
+            # As LoRA on a model that stays dense begins.
+            set_seed(self.settings.seed)
+            self._train_(self._adapt_whole(base), checkpoints, stop_after=self.prune_after)
+            stopped = cast(Path, last_complete_checkpoint(checkpoints))
+        # Merged in full precision, whatever it was trained in.
+        merged = merge(self._attach(self.load_base().model, stopped))
         forget_pruning_(merged)
         with replace_folder(path) as aside:
             save_pruned(merged, aside, tokenizer=self.tokenizer)
-            content = {"kind": TRAINING, "base": identify(base.model).fingerprint, "history": history}
-            write_json(aside / "training.json", content)
+            (aside / CHECKPOINT).mkdir()
+            for file in (*KEPT_FILES, "adapter_config.json", "adapter_model.safetensors"):
+                shutil.copy(stopped / file, aside / CHECKPOINT)
+            write_json(aside / "training.json", {"kind": TRAINING, "base": identify(base.model).fingerprint})
         shutil.rmtree(checkpoints, ignore_errors=True)
 
     def _adapt_whole(self, base: BaseModel) -> nn.Module:
-        """LoRA of the recipe's rank on the dense model."""
-        whole = PruningPlan.from_pruned_heads(identify(base.model), {}, dense_parameters=dense_parameters(base.model))
-        return apply_method(base, "prune-lora", self.recipe, plan=whole)
-
-    def _start_history(self) -> list[dict[str, float]]:
-        path = self.folder / "start" / "training.json"
-        return read_json(path, kind=TRAINING)["history"] if self.prune_after and path.exists() else []
+        """LoRA on the dense model, of the lowest rank that the plan of ranks will give: ranks only grow."""
+        identity, settings = identify(base.model), self.settings
+        rank = self.recipe.lora_rank if settings.rank_budget is not None else settings.low_rank or settings.high_rank
+        whole = PruningPlan.from_pruned_heads(identity, {}, dense_parameters=dense_parameters(base.model))
+        roles = TARGETS[settings.target]
+        ranks = RankPlan(
+            model=identity,
+            kept_heads=whole.kept_heads,
+            kept_neurons=whole.kept_neurons,
+            ranks=_ranks(identity.sites, rank, roles),
+            feed_forward_ranks=_ranks(identity.feed_forwards, rank, roles),
+            roles=roles,
+        )
+        return apply_method(base, "prune-lora", self.recipe, plan=whole, ranks=ranks)
 
     def load_adapted_base(self) -> BaseModel:
         """The base that LoRA is attached to: the dense one, or a pruned one that trained before or was corrected.
@@ -231,11 +254,26 @@ class Run:
         if not path.exists():
             from pruning_adapter.surgery.reconstruct import reconstruct_
 
-            save_pruned(
-                reconstruct_(base.model, self.plan()[0], self._scored_batches()), path, tokenizer=self.tokenizer
-            )
+            pruned = reconstruct_(base.model, self.plan()[0], self._scored_batches())
+            if self.prune_after:
+                pruned = self._take_out_adapter(replace(base, model=pruned))
+            save_pruned(pruned, path, tokenizer=self.tokenizer)
         # As it loads from disk, so that training and merging begin from the same bits.
         return replace(base, model=load_pruned(path).to(_device()))
+
+    def _take_out_adapter(self, pruned: BaseModel) -> nn.Module:
+        """The pruned start without what is left of the adapter, which trains on: together they are the pruned start."""
+        plan, ranks = self.plan()
+        state = cast(PrunedState, pruned_state(pruned.model))
+        adapted = apply_method(pruned, "prune-lora", self.recipe, plan=plan, ranks=ranks)
+        carry_(self._load_start_adapted(), adapted, plan)
+        take_out_(adapted)
+        base = cast(nn.Module, cast(Any, adapted).unload())
+        note_in_config(base, state.dense, state.kept, macs=plan.macs, reconstructed=plan.reconstruct)
+        return base
+
+    def _load_start_adapted(self) -> nn.Module:
+        return self._attach(self.load_base().model, self.folder / "start" / CHECKPOINT)
 
     def check_inputs(self, step: str) -> None:
         """Read once what `step` works from, so that what cannot work fails before anything is replaced.
@@ -346,38 +384,50 @@ class Run:
             return
         plan, ranks = self.plan() if self.method == "prune-lora" else (None, None)
         base = self.load_adapted_base()
+        # Whatever was drawn before: a run that goes on draws less.
+        set_seed(self.settings.seed)
         model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
         trainable = count_trainable(model)
         checkpoints = self.folder / "checkpoints"
-        history = self._train_(model, checkpoints, (self.prune_after, 1.0))
+        if plan is not None and self.prune_after and last_complete_checkpoint(checkpoints) is None:
+            carry_checkpoint(
+                self.folder / "start" / CHECKPOINT,
+                checkpoints,
+                dense=self._load_start_adapted(),
+                pruned=model,
+                plan=plan,
+                trainer=make_trainer(model, folder=checkpoints, **self._how_to_train()),
+            )
+        history = self._train_(model, checkpoints)
         self._save_trained(model)
-        content = {
-            "kind": TRAINING,
-            "trainable_parameters": trainable,
-            "history": _after(self._start_history(), history),
-        }
+        content = {"kind": TRAINING, "trainable_parameters": trainable, "history": history}
         write_json(self.folder / "training.json", {**content, "versions": versions()})
         shutil.rmtree(checkpoints, ignore_errors=True)
 
-    def _train_(self, model: nn.Module, checkpoints: Path, part: tuple[float, float]) -> list[dict[str, float]]:
-        """Train for a part of the recipe's epochs; a training that was interrupted goes on."""
+    def _train_(self, model: nn.Module, checkpoints: Path, *, stop_after: float = 1.0) -> list[dict[str, float]]:
+        """Train, to the end or for a share of the steps; a training that was interrupted goes on."""
         self.ready_(model)
         if self.settings.padding_free:
             leave_out_padding_(model)
         return train_(
             model,
-            self.features(self.data.train),
-            tokenizer=self.tokenizer,
-            recipe=self.recipe,
-            method=self.method,
             folder=checkpoints,
-            seed=self.settings.seed,
             evaluate=self._evaluate_briefly(),
             resume=True,
-            accumulate=self.settings.accumulate,
-            bf16=self.settings.bf16,
-            part=part,
+            stop_after=stop_after,
+            **self._how_to_train(),
         )
+
+    def _how_to_train(self) -> dict[str, Any]:
+        return {
+            "features": self.features(self.data.train),
+            "tokenizer": self.tokenizer,
+            "recipe": self.recipe,
+            "method": self.method,
+            "seed": self.settings.seed,
+            "accumulate": self.settings.accumulate,
+            "bf16": self.settings.bf16,
+        }
 
     def merge(self) -> Any:
         """Merge into a stand-alone model; writes merged/ and returns the model loaded from there."""
@@ -619,11 +669,9 @@ def _roles_there(model: ModelIdentity, roles: Sequence[str]) -> list[str]:
     return [role for role in roles if role in there]
 
 
-def _after(before: list[dict[str, float]], history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """One history of two parts of a training."""
-    last = before[-1] if before else {}
-    moved = {name: last.get(name, 0.0) for name in ("step", "epoch")}
-    return before + [{**entry, **{name: entry[name] + moved[name] for name in moved}} for entry in history]
+def _ranks(sites: Sequence[SiteShape], rank: int, roles: tuple[str, ...]) -> tuple[int, ...]:
+    """`rank` where one of the roles is played, else 0."""
+    return tuple(rank if site.units and site.lora_parameters(range(site.units), 1, roles) else 0 for site in sites)
 
 
 def _heads_beside_neurons(model: ModelIdentity) -> list[int]:

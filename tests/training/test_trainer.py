@@ -186,30 +186,3 @@ def test_a_checkpoint_that_was_cut_short_is_left_aside(tmp_path: Path, tokenizer
         (tmp_path / "broken" / "checkpoint-6").mkdir()
         run(again, tmp_path / "broken", tokenizer, resume=True)
     assert_same(whole, again)
-
-
-def test_the_learning_rate_goes_on_where_an_earlier_part_left_it(tmp_path: Path, tokenizer: Any) -> None:
-    """40 steps, of which 8 warm up: the rate falls on one line, but for the later part's own warm-up."""
-    recipe = replace(RECIPE, epochs=10, warmup_share=0.2)
-    rates: dict[tuple[float, float], list[float]] = {}
-    for part in ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0)):
-        trainer = make_trainer(
-            make_adapted(),
-            make_features(),
-            tokenizer=tokenizer,
-            recipe=recipe,
-            method="prune-lora",
-            folder=tmp_path,
-            seed=0,
-            part=part,
-        )
-        steps = 40 if part == (0.0, 1.0) else 20
-        trainer.create_optimizer_and_scheduler(steps)
-        schedule: Any = trainer.lr_scheduler
-        rule = schedule.lr_lambdas[0]
-        rates[part] = [trainer.args.learning_rate * rule(step) for step in range(steps + 1)]
-    whole, first, second = rates.values()
-    assert first == pytest.approx(whole[:21])
-    # Four steps of warm-up, then a line to zero from where the first part ended.
-    assert max(second) == second[4] == pytest.approx(whole[20])
-    assert second[0] == second[-1] == 0

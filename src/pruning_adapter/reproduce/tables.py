@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from pruning_adapter.reproduce.accounting import Account
 from pruning_adapter.reproduce.cells import ARMS
 from pruning_adapter.reproduce.grid import Done
 from pruning_adapter.reproduce.paper import ACCURACY, COSTS
+from pruning_adapter.reproduce.significance import chance_of_difference, tell_mean
 from pruning_adapter.training.recipes import METHODS
 
 __all__ = ["Table", "accounting_table", "accuracy_tables", "cost_table", "step_table", "time_to_accuracy_table"]
@@ -32,8 +31,8 @@ class Table:
 def accuracy_tables(cells: Sequence[Done]) -> list[Table]:
     """Table 1, one for each recipe: the primary metric of every task, by arm.
 
-    Mean over seeds with Student's 95 % interval; the probability, by a paired permutation of signs over the examples
-    (each example's mean over seeds), that the difference to LoRA is chance.
+    Mean over seeds with Student's 95 % interval, and the probability that the difference to LoRA is chance (see
+    `significance`).
     """
     tables: list[Table] = []
     for recipe in _unique(done.cell.recipe for done in cells):
@@ -66,46 +65,12 @@ def _accuracy(cells: Sequence[Done], task: str, arm: str) -> str:
     found = [done for done in cells if (done.cell.task, done.cell.arm) == (task, arm)]
     if not found:
         return ""
-    values = [100 * _value(done) for done in found]
-    told = f"{np.mean(values):.1f}"
-    if len(values) > 1:
-        half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-        told += f" ± {half:.1f}"
+    told = tell_mean([100 * _value(done) for done in found])
     if any(_quality(done)["at_majority"] for done in found):
         told += " †"
-    chance = None if arm == "lora" else _chance(cells, task, arm)
+    beside = [done for done in cells if (done.cell.task, done.cell.arm) == (task, "lora")]
+    chance = None if arm == "lora" else chance_of_difference(found, beside)
     return told if chance is None else f"{told} (p {chance:.2f})"
-
-
-def _chance(cells: Sequence[Done], task: str, arm: str) -> float | None:
-    """Over the seeds that both have."""
-    ours, theirs = (
-        {done.cell.seed: done for done in cells if (done.cell.task, done.cell.arm) == (task, name)}
-        for name in (arm, "lora")
-    )
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds or "accuracy" not in _quality(ours[seeds[0]])["metrics"]:
-        return None
-    gains = np.mean([_right(ours[seed]) - _right(theirs[seed]) for seed in seeds], axis=0)
-    if not gains.any():
-        return 1.0
-    tested = stats.permutation_test(
-        (gains,),
-        np.mean,
-        permutation_type="samples",
-        n_resamples=9999,
-        # All at once would take gigabytes for MNLI.
-        batch=64,
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return float(tested.pvalue)
-
-
-def _right(done: Done) -> NDArray[np.float64]:
-    """1 where the answer is right, else 0, for every example of the primary validation set."""
-    name = next(iter(done.result["quality"]))
-    return (np.asarray(done.predictions[name]) == np.asarray(done.labels[name])).astype(np.float64)
 
 
 def accounting_table(accounts: Sequence[Account]) -> Table:

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -23,13 +25,15 @@ from transformers import (
 )
 
 from pruning_adapter.errors import TrainingError
+from pruning_adapter.training.length_groups import LengthGroups
 from pruning_adapter.training.recipes import Method, Recipe
 
-__all__ = ["check_accumulate", "make_collator", "make_trainer", "train_"]
+__all__ = ["MOMENTS", "check_accumulate", "last_complete_checkpoint", "make_collator", "make_trainer", "train_"]
 
 _LOGGER = logging.getLogger(__name__)
 
-WHOLE = (0.0, 1.0)
+MOMENTS = "moments.safetensors"
+"""In a checkpoint: the optimizer's state by the names of the parameters."""
 
 Features = Sequence[dict[str, Any]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -55,7 +59,7 @@ def train_(
     resume: bool = False,
     accumulate: int = 1,
     bf16: bool = False,
-    part: tuple[float, float] = WHOLE,
+    stop_after: float = 1.0,
 ) -> list[dict[str, float]]:
     """Train `model` in place.
 
@@ -75,8 +79,7 @@ def train_(
         accumulate: split each batch into this many parts that are computed one after the other.
         bf16: compute matrix products in bfloat16; weights and optimiser stay in float32. About twice as fast on GPUs
             and on processors with bfloat16 instructions, slower on others.
-        part: where this training begins and ends, as shares of the recipe's. The learning rate goes on where an earlier
-            part left it, after a warm-up of its own.
+        stop_after: leave off after this share of all steps, with a checkpoint from which `continue_pruned` goes on.
 
     Returns:
         What was logged: dicts with step and epoch, and loss, learning_rate and grad_norm, or eval_<name>.
@@ -95,14 +98,15 @@ def train_(
         seed=seed,
         accumulate=accumulate,
         bf16=bf16,
-        part=part,
     )
     # It prints every log entry as a dict where there is no terminal for a progress bar.
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_StopAtNan())
     if evaluate is not None:
         trainer.add_callback(_EvaluateEveryEpoch(trainer, evaluate))
-    last = _last_complete_checkpoint(folder) if resume else None
+    if stop_after < 1:
+        trainer.add_callback(_StopAfter(stop_after))
+    last = last_complete_checkpoint(folder) if resume else None
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return [_numbers(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
 
@@ -118,7 +122,6 @@ def make_trainer(
     seed: int,
     accumulate: int = 1,
     bf16: bool = False,
-    part: tuple[float, float] = WHOLE,
 ) -> Trainer:
     """The Trainer that `train_` runs; see there. For those who want to add callbacks of their own.
 
@@ -126,23 +129,16 @@ def make_trainer(
         TrainingError: a batch size that `accumulate` does not divide.
     """
     check_accumulate(accumulate, recipe)
-    first, last = part
-    epochs = (last - first) * recipe.epochs
-    steps = math.ceil(math.ceil(len(features) / recipe.batch_size) * epochs)
-    highest, lowest = (recipe.learning_rate[method] * _decayed(recipe, share) for share in part)
-    # What trains in a later part begins anew, so it warms up for a share of that part.
-    warmup = steps / (last - first) if first == 0 else steps
+    steps = math.ceil(math.ceil(len(features) / recipe.batch_size) * recipe.epochs)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=epochs,
-        learning_rate=highest,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate[method],
         weight_decay=recipe.weight_decay,
         per_device_train_batch_size=recipe.batch_size // accumulate,
         gradient_accumulation_steps=accumulate,
-        lr_scheduler_type="linear" if last == 1 else "polynomial",
-        lr_scheduler_kwargs={} if last == 1 else {"lr_end": lowest, "power": 1.0},
-        warmup_steps=min(round(recipe.warmup_share * warmup), steps),
-        train_sampling_strategy="group_by_length" if recipe.group_by_length else "random",
+        lr_scheduler_type="linear",
+        warmup_steps=round(recipe.warmup_share * steps),
         seed=seed,
         data_seed=seed,
         bf16=bf16,
@@ -159,7 +155,7 @@ def make_trainer(
         disable_tqdm=None,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    trainer = Trainer(
+    trainer = (_LengthGroupedTrainer if recipe.group_by_length else Trainer)(
         model=cast(Any, model),
         args=arguments,
         train_dataset=cast(Any, features),
@@ -172,12 +168,15 @@ def make_trainer(
     return trainer
 
 
-def _decayed(recipe: Recipe, share: float) -> float:
-    """The learning rate after a share of the training, over the highest."""
-    return 1.0 if share <= recipe.warmup_share else (1 - share) / (1 - recipe.warmup_share)
+class _LengthGroupedTrainer(Trainer):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        features = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(feature["input_ids"]) for feature in cast(Any, features)]
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroups(lengths, batch, seed=self.args.seed)
 
 
-def _last_complete_checkpoint(folder: Path) -> Path | None:
+def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end; a run that was killed may leave a half one."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
@@ -234,6 +233,28 @@ class _StopAtNan(TrainerCallback):
                     f"learning rate ({args.learning_rate:g}). Checkpoints of earlier epochs are kept in "
                     f"{args.output_dir}."
                 )
+
+
+class _StopAfter(TrainerCallback):
+    """Stops in the middle, and keeps the optimizer's state by name: the parameters' order is that of one model."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= max(1, round(self._share * state.max_steps)):
+            control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not control.should_training_stop:
+            return
+        known: Any = kwargs["optimizer"].state
+        tensors = {
+            f"{name}:{kind}": value.detach().cpu().contiguous()
+            for name, parameter in cast(nn.Module, kwargs["model"]).named_parameters()
+            for kind, value in known.get(parameter, {}).items()
+        }
+        save_file(tensors, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / MOMENTS)
 
 
 class _EvaluateEveryEpoch(TrainerCallback):

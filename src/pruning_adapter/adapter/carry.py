@@ -1,0 +1,174 @@
+"""An adapter that was trained on the dense model comes along when the model is pruned.
+
+A LoRA product B A belongs to a linear map W. Where W loses rows, B loses the same; where W loses columns, A does. The
+rank may change on the way: a larger one begins with columns of zeros in B, so that nothing changes at first; a smaller
+one keeps the largest singular values.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pruning_adapter.architectures.sites import find_all_sites
+from pruning_adapter.architectures.unit_index import columns_of_units, rows_of_units
+from pruning_adapter.errors import AdapterError
+from pruning_adapter.planning.pruning_plan import PruningPlan
+
+__all__ = ["carry_", "carry_moments", "take_out_"]
+
+ADAPTER = "default"
+
+
+@torch.no_grad()
+def carry_(dense: nn.Module, pruned: nn.Module, plan: PruningPlan) -> None:
+    """Give `pruned` the adapter of `dense`, as far as its rows, columns and ranks go, and its trained modules.
+
+    Args:
+        dense: a PEFT model with LoRA on the dense base.
+        pruned: a PEFT model with LoRA on the base after `plan`; changed in place.
+        plan: what was removed.
+
+    Raises:
+        AdapterError: LoRA where `dense` has none.
+    """
+    for part in _parts(dense, pruned, plan):
+        a, b = part.cut(part.old_a, part.old_b)
+        rank = min(part.rank, len(a))
+        if rank < len(a):
+            a, b = _truncate(a, b, rank)
+        part.new_a[:rank].copy_(a)
+        part.new_b.zero_()
+        part.new_b[:, :rank].copy_(b)
+    trained = dict(dense.named_parameters())
+    for name, parameter in pruned.named_parameters():
+        before = trained.get(name)
+        if parameter.requires_grad and "lora_" not in name and before is not None and before.shape == parameter.shape:
+            parameter.copy_(before)
+
+
+@torch.no_grad()
+def take_out_(adapted: nn.Module) -> None:
+    """Subtract what the adapter adds from the base below it, in place: together they are then what the base was."""
+    for module in adapted.modules():
+        layer = cast(Any, module)
+        if ADAPTER in getattr(module, "lora_A", ()):
+            weight = layer.get_base_layer().weight
+            weight -= layer.get_delta_weight(ADAPTER).to(weight)
+
+
+def carry_moments(
+    moments: Mapping[str, Mapping[str, Tensor]], dense: nn.Module, pruned: nn.Module, plan: PruningPlan
+) -> dict[str, dict[str, Tensor]]:
+    """An optimizer's state for the trained parameters of `pruned`, from that for those of `dense`.
+
+    New ranks begin at zero, and so does all of a product whose rank became smaller: its factors are others. Numbers
+    such as the step stay.
+
+    Args:
+        moments: by the parameter's name, then by what it is; tensors of the parameter's shape, or single numbers.
+        dense: see `carry_`.
+        pruned: see `carry_`.
+        plan: see `carry_`.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in pruned.named_parameters():
+        if parameter.requires_grad and name in moments and "lora_" not in name:
+            found[name] = {
+                kind: value
+                for kind, value in moments[name].items()
+                if value.numel() == 1 or value.shape == parameter.shape
+            }
+    for part in _parts(dense, pruned, plan):
+        names = [f"{part.name}.lora_{factor}.{ADAPTER}.weight" for factor in "AB"]
+        of_a, of_b = (moments[name] for name in names)
+        new_a, new_b = dict(of_a), dict(of_b)
+        for kind in of_a:
+            if of_a[kind].numel() == 1:
+                continue
+            new_a[kind], new_b[kind] = (torch.zeros_like(factor) for factor in (part.new_a, part.new_b))
+            if part.rank >= len(part.old_a):
+                a, b = part.cut(of_a[kind], of_b[kind])
+                new_a[kind][: len(a)].copy_(a)
+                new_b[kind][:, : b.shape[1]].copy_(b)
+        found |= dict(zip(names, (new_a, new_b), strict=True))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """One linear map with LoRA, before and after."""
+
+    name: str
+    """Path of its wrapper in the PEFT model."""
+    old_a: Tensor
+    """`(old rank, inputs)`."""
+    old_b: Tensor
+    """`(outputs, old rank)`."""
+    new_a: Tensor
+    new_b: Tensor
+    rows: Tensor | None
+    """Outputs that stay; None: all."""
+    columns: Tensor | None
+    """Inputs that stay, likewise."""
+
+    @property
+    def rank(self) -> int:
+        return len(self.new_a)
+
+    def cut(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """What stays of tensors of the old factors' shapes."""
+        return (
+            a if self.columns is None else a[:, self.columns.to(a.device)],
+            b if self.rows is None else b[self.rows.to(b.device)],
+        )
+
+
+def _parts(dense: nn.Module, pruned: nn.Module, plan: PruningPlan) -> Iterator[_Part]:
+    old = {name: module for name, module in dense.named_modules() if hasattr(module, "lora_A")}
+    names = {id(module): name for name, module in pruned.named_modules()}
+    for site, shape, kept in zip(find_all_sites(pruned), plan.model.all_sites, plan.kept, strict=True):
+        if not kept:
+            continue
+        whole = len(kept) == shape.units
+        found: list[tuple[str, Tensor | None, Tensor | None]] = []
+        for projection in site.projections:
+            rows = rows_of_units(
+                projection.roles,
+                kept,
+                units=shape.units,
+                groups=shape.groups,
+                unit_size=shape.unit_size,
+                fusion=projection.fusion,
+            )
+            found.append((projection.path, None if whole else torch.tensor(rows), None))
+        columns = columns_of_units(kept, shape.unit_size)
+        found.append((site.spec.output, None, None if whole else torch.tensor(columns)))
+        for path, outputs, inputs in found:
+            layer = cast(Any, site.block.get_submodule(path))
+            if ADAPTER not in getattr(layer, "lora_A", ()):
+                continue
+            name = names[id(layer)]
+            if name not in old:
+                raise AdapterError(f"{name} is adapted in the pruned model and not in the dense one.")
+            before = cast(Any, old[name])
+            yield _Part(
+                name=name,
+                old_a=before.lora_A[ADAPTER].weight,
+                old_b=before.lora_B[ADAPTER].weight,
+                new_a=layer.lora_A[ADAPTER].weight,
+                new_b=layer.lora_B[ADAPTER].weight,
+                rows=outputs,
+                columns=inputs,
+            )
+
+
+def _truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors of the nearest product of that rank, of equal norms."""
+    # The product is as large as the weight; its factors' triangles are not.
+    (left, upper), (right, lower) = torch.linalg.qr(b.double()), torch.linalg.qr(a.double().T)
+    u, sizes, v = torch.linalg.svd(upper @ lower.T)
+    roots = sizes[:rank].sqrt()
+    return (roots[:, None] * (v[:rank] @ right.T)).to(a), ((left @ u[:, :rank]) * roots).to(b)

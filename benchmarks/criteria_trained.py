@@ -14,26 +14,29 @@ Ways of choosing (docs/recipes.md says what came of it):
 * "20 %, second", "20 %, obs": pruned after a fifth of the training; "+ lstsq": what stays is corrected.
 * "0 %", "5 %", "40 %": the same at other times.
 * "random", "magnitude": the recipe's way in all but the scores.
+* "rank ...": the recipe's way with other ranks of LoRA.
 """
 
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from scipy import stats
 
 from provenance import command_of, heading
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.costs.macs import count_model_macs
 from pruning_adapter.environment import machine, versions
+from pruning_adapter.importance.figure import figure_file
 from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.reproduce.grid import Done, load_cells, run_cells
+from pruning_adapter.reproduce.significance import agreement, chance_of_difference, half_interval, tell_mean
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import write_text
 from pruning_adapter.training.base_model import load_base
@@ -70,6 +73,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     **{name: {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq", **ranks} for name, ranks in RANKS.items()},
 }
 RANDOM_SEEDS = 5
+MARKERS = "os^vDPX*"
 
 
 def main() -> None:
@@ -85,6 +89,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="cells at once")
     parser.add_argument("--threads", type=int, default=1, help="of each cell")
+    parser.add_argument("--only-report", action="store_true", help="run nothing; write what is there")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     prepare(options.threads)
@@ -97,9 +102,8 @@ def main() -> None:
         bf16=True,
     )
     cells = make_cells(options)
-    for progress in run_cells(
-        options.output, cells, base, jobs=options.jobs, prepare=partial(prepare, options.threads)
-    ):
+    running = run_cells(options.output, cells, base, jobs=options.jobs, prepare=partial(prepare, options.threads))
+    for progress in () if options.only_report else running:
         cell = progress.done.cell
         print(
             f"{progress.count:3} of {progress.of}  {cell.task} {cell.arm}, seed {cell.seed}: "
@@ -170,41 +174,96 @@ def tell(options: argparse.Namespace, cells: Sequence[Cell]) -> None:
     known = load_cells(options.output, cells)
     lines = [
         *heading("What criteria are worth after training", command_of(options), machine(), versions()),
-        "Accuracy on the validation set in per cent, mean over seeds ± half of Student's 95 % interval; then loss; "
-        "then agreement with dense LoRA of the same seed. Random choices: five seeds with a draw each.",
+        "Accuracy on the validation set in per cent, mean over seeds ± half of Student's 95 % interval, and p, the "
+        'probability that the difference to "random" on the same examples is chance; then loss; then agreement with '
+        "dense LoRA of the same seed. Random choices: five seeds with a draw each.",
+        "",
+        "![accuracy against what is kept](criteria.svg)",
     ]
     for task in options.tasks:
         of_task = [done for done in known if done.cell.task == task]
-        dense = {done.cell.seed: done for done in of_task if done.cell.arm == "lora"}
+        dense = [done for done in of_task if done.cell.arm == "lora"]
         if not dense:
             continue
-        lines += ["", f"## {task}: dense LoRA {told(list(dense.values()), dense)}", ""]
+        of_arm = {
+            (arm, rule): [done for done in of_task if done.cell.arm == name_of(arm, rule)]
+            for arm, rule in product(options.arms, options.rules)
+        }
+        lines += ["", f"## {task}: dense LoRA {told(dense, dense, ())}", ""]
         lines += [f"| | {' | '.join(options.rules)} |", f"| --- | {' | '.join('---' for _ in options.rules)} |"]
         for arm in options.arms:
-            row = [
-                told([done for done in of_task if done.cell.arm == name_of(arm, rule)], dense) for rule in options.rules
-            ]
+            row = [told(of_arm[arm, rule], dense, of_arm.get(("random", rule), [])) for rule in options.rules]
             if any(row):
                 lines.append(f"| {arm} | {' | '.join(row)} |")
     write_text(options.output / "criteria.md", "\n".join(lines) + "\n")
+    if known:
+        draw(options, known)
 
 
-def told(found: Sequence[Done], dense: Mapping[int, Done]) -> str:
+def told(found: Sequence[Done], dense: Sequence[Done], random: Sequence[Done]) -> str:
     if not found:
         return ""
-    values = [100 * accuracy(done) for done in found]
-    text = f"{np.mean(values):.1f}"
-    if len(values) > 1:
-        half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-        text += f" ± {half:.1f}"
+    text = tell_mean([100 * accuracy(done) for done in found])
+    chance = None if found == random else chance_of_difference(found, random)
+    if chance is not None:
+        text += f" (p {chance:.2f})"
     text += f"; {statistics.mean(quality(done)['loss'] for done in found):.3f}"
-    same = [agreement(done, dense[done.cell.seed]) for done in found if done.cell.seed in dense]
+    of_seed = {done.cell.seed: done for done in dense}
+    same = [agreement(done, of_seed[done.cell.seed]) for done in found if done.cell.seed in of_seed]
     return f"{text}; {100 * statistics.mean(same):.0f}" if same else text
 
 
-def agreement(done: Done, other: Done) -> float:
-    name = next(iter(done.result["quality"]))
-    return float(np.mean(np.asarray(done.predictions[name]) == np.asarray(other.predictions[name])))
+def draw(options: argparse.Namespace, known: Sequence[Done]) -> None:
+    """criteria.svg: accuracy against what is kept; a panel for each task and kind of rule, a line for each choice."""
+    tasks = [task for task in options.tasks if any(done.cell.task == task for done in known)]
+    kinds = [kind for kind in ("of heads", "of MACs") if any(rule.endswith(kind) for rule in options.rules)]
+    size = (3.2 * len(tasks) + 1.6, 2.9 * len(kinds) + 0.6)
+    with figure_file(options.output / "criteria.svg", size=size) as figure:
+        panels = figure.subplots(len(kinds), len(tasks), squeeze=False)
+        for (row, kind), (column, task) in product(enumerate(kinds), enumerate(tasks)):
+            of_task = [done for done in known if done.cell.task == task]
+            draw_panel(panels[row, column], options, of_task, kind)
+            panels[row, column].set_title(f"{task}, per cent {kind} kept", fontsize=9)
+        for panel in panels[:, 0]:
+            panel.set_ylabel("accuracy, per cent", fontsize=9)
+        handles = {
+            label: handle
+            for panel in panels.flat
+            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
+
+
+def draw_panel(panel: Any, options: argparse.Namespace, of_task: Sequence[Done], kind: str) -> None:
+    rules = [rule for rule in options.rules if rule.endswith(kind)]
+    dense = [100 * accuracy(done) for done in of_task if done.cell.arm == "lora"]
+    if dense:
+        mean, half = float(np.mean(dense)), half_interval(dense) or 0.0
+        panel.axhline(mean, color="black", linewidth=1, label="dense LoRA")
+        panel.axhspan(mean - half, mean + half, color="black", alpha=0.08, linewidth=0)
+    for number, arm in enumerate(options.arms):
+        found = {
+            float(rule.split()[0]): [100 * accuracy(done) for done in of_task if done.cell.arm == name_of(arm, rule)]
+            for rule in rules
+        }
+        points = {kept: values for kept, values in found.items() if values}
+        if points:
+            panel.errorbar(
+                # Beside each other, so that intervals can be told apart.
+                [kept + 0.8 * (number - (len(options.arms) - 1) / 2) for kept in points],
+                [float(np.mean(values)) for values in points.values()],
+                yerr=[half_interval(values) or 0.0 for values in points.values()],
+                label=arm,
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=4,
+                capsize=2,
+                linewidth=1,
+                color=f"C{number}",
+            )
+    panel.set_xticks([float(rule.split()[0]) for rule in rules])
+    panel.invert_xaxis()
+    panel.tick_params(labelsize=8)
+    panel.grid(color="#dddddd", linewidth=0.6)
 
 
 if __name__ == "__main__":

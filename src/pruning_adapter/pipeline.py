@@ -32,7 +32,7 @@ from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.decide import choose_units, plan_from_settings
 from pruning_adapter.environment import machine, versions
-from pruning_adapter.errors import CheckpointError, PruningAdapterError
+from pruning_adapter.errors import CheckpointError, DataError, PruningAdapterError
 from pruning_adapter.evaluation.cost import (
     compare_inference,
     compare_training,
@@ -61,6 +61,7 @@ from pruning_adapter.surgery.prune import check_plan_fits, forget_pruning_, note
 from pruning_adapter.training.attention import choose_attention_
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
 from pruning_adapter.training.continuation import KEPT_FILES, carry_checkpoint
+from pruning_adapter.training.distill import with_teacher
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
 from pruning_adapter.training.methods import apply_method, set_dropout_
@@ -420,7 +421,7 @@ class Run:
 
     def _how_to_train(self) -> dict[str, Any]:
         return {
-            "features": self.features(self.data.train),
+            "features": self._taught_features(),
             "tokenizer": self.tokenizer,
             "recipe": self.recipe,
             "method": self.method,
@@ -428,6 +429,28 @@ class Run:
             "accumulate": self.settings.accumulate,
             "bf16": self.settings.bf16,
         }
+
+    def _taught_features(self) -> list[dict[str, Any]]:
+        features = self.features(self.data.train)
+        return features if self._teachers_logits is None else with_teacher(features, self._teachers_logits)
+
+    @cached_property
+    def _teachers_logits(self) -> NDArray[np.float32] | None:
+        """What the teacher says about the training examples, `(examples, classes)`."""
+        if self.settings.teacher is None:
+            return None
+        teacher = load_pruned(self.settings.teacher).to(_device())
+        names = [str(name) for _, name in sorted(teacher.config.id2label.items())]
+        wanted = list(self.data.label_names)
+        if teacher.config.num_labels != max(len(wanted), 1) or (wanted and names != wanted):
+            raise DataError(
+                f"The teacher {self.settings.teacher} tells {', '.join(names)} apart; the task's classes are "
+                f"{', '.join(wanted) or 'a number'}. Name a model that was trained on this task."
+            )
+        tokenizer = load_tokenizer(self.settings.teacher)
+        longest = min(self.recipe.max_length, tokenizer.model_max_length)
+        features = tokenize(self.data.train, tokenizer, max_length=longest, label_names=self.data.label_names)
+        return predict(teacher, features, make_collator(tokenizer))
 
     def merge(self) -> Any:
         """Merge into a stand-alone model; writes merged/ and returns the model loaded from there."""

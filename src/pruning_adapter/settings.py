@@ -120,6 +120,8 @@ class Settings:
     """What makes a block important for its rank; "equal" spreads as many parameters evenly, as a control."""
     rank_budget: int | None = None
     """Trainable parameters (LoRA and normalisation layers) to spread by importance, in place of high and low rank."""
+    teacher: str | None = None
+    """Folder or hub id of a classifier of the same classes, whose answers training also learns from."""
     accumulate: int = 1
     padding_free: bool = False
     """Compute nothing for padding while training; for encoders such as BERT."""

@@ -45,6 +45,7 @@ __all__ = [
     "StopWhenStable",
     "Target",
     "Task",
+    "Teacher",
     "TextColumns",
     "Threads",
     "Threshold",
@@ -180,6 +181,10 @@ LearningRate = Annotated[float | None, typer.Option(help="In place of the recipe
 PruneAfter = Annotated[
     float | None,
     typer.Option(help="Share of the training before units go, in [0, 1). [the recipe's]", rich_help_panel=_TRAIN),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub id of a classifier to learn from, beside the labels.", rich_help_panel=_TRAIN),
 ]
 Accumulate = Annotated[
     int | None, typer.Option(help="Split each batch into this many parts. [1]", rich_help_panel=_TRAIN)

@@ -53,6 +53,7 @@ def run(
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
     prune_after: o.PruneAfter = None,
+    teacher: o.Teacher = None,
     accumulate: o.Accumulate = None,
     padding_free: o.PaddingFree = None,
     bf16: o.Bf16 = None,

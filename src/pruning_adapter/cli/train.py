@@ -22,6 +22,7 @@ def train(
     recipe: o.RecipeName = None,
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
+    teacher: o.Teacher = None,
     accumulate: o.Accumulate = None,
     padding_free: o.PaddingFree = None,
     bf16: o.Bf16 = None,

@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import Sampler
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -25,6 +24,7 @@ from transformers import (
 )
 
 from pruning_adapter.errors import TrainingError
+from pruning_adapter.training.distill import TEACHER, distillation_loss
 from pruning_adapter.training.length_groups import LengthGroups
 from pruning_adapter.training.recipes import Method, Recipe
 
@@ -68,7 +68,7 @@ def train_(
 
     Args:
         model: what `apply_method` returned.
-        features: tokenised examples with `labels`.
+        features: tokenised examples with `labels`, and with what a teacher says where there is one (`with_teacher`).
         tokenizer: pads the batches.
         recipe: see `Recipe`.
         method: chooses the recipe's learning rate.
@@ -155,7 +155,7 @@ def make_trainer(
         disable_tqdm=None,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    trainer = (_LengthGroupedTrainer if recipe.group_by_length else Trainer)(
+    trainer = _Trainer(
         model=cast(Any, model),
         args=arguments,
         train_dataset=cast(Any, features),
@@ -165,11 +165,28 @@ def make_trainer(
     # The Trainer sees **kwargs in the model's forward and takes it that the loss is divided by the number of items in
     # the whole global batch; classifiers ignore that number, so the gradients would grow with the accumulation steps.
     trainer.model_accepts_loss_kwargs = False
+    trainer.group_by_length = recipe.group_by_length
     return trainer
 
 
-class _LengthGroupedTrainer(Trainer):
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+class _Trainer(Trainer):
+    """The Trainer of Transformers, which also listens to a teacher and groups by length as `LengthGroups` does."""
+
+    group_by_length = False
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        teacher = inputs.pop(TEACHER, None)
+        if teacher is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = cast(Any, super().compute_loss(model, inputs, True, num_items_in_batch))
+        loss = distillation_loss(loss, outputs.logits, teacher)
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.group_by_length:
+            return super()._get_train_sampler(train_dataset)
         features = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(feature["input_ids"]) for feature in cast(Any, features)]
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps

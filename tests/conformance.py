@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 import torch
 import transformers
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -28,6 +28,7 @@ from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
 from pruning_adapter.costs.macs import count_macs, count_model_macs
 from pruning_adapter.errors import ArchitectureError, PlanError
 from pruning_adapter.evaluation.cost import count_trainable
+from pruning_adapter.planning.rank_plan import ALL_ROLES
 from pruning_adapter.surgery import fuse
 from pruning_adapter.training.padding_free import leave_out_padding_
 from tiny import FAMILIES, Task, make_batch, make_model, randomize_
@@ -131,6 +132,15 @@ def hooks_of(model: torch.nn.Module) -> int:
 def backends(family: str) -> list[str]:
     """The attention backends of a family that run on a CPU."""
     return ["eager", "sdpa"] if FAMILIES[family].model_class._supports_sdpa else ["eager"]
+
+
+def delta_of(model: torch.nn.Module) -> dict[str, float]:
+    """How much LoRA adds to every weight: the sum of squares."""
+    return {
+        name: float(module.get_delta_weight("default").square().sum())
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    }
 
 
 class Conformance:
@@ -584,6 +594,47 @@ class Conformance:
         assert not torch.allclose(logits(pruned, batch), expected)
         take_out_(pruned)
         torch.testing.assert_close(logits(pruned, batch), expected, rtol=1e-10, atol=1e-10)
+
+    def plain_lora(self, base: Any, **options: Any) -> Any:
+        """PEFT's own LoRA of one rank on everything that a plan can speak of, random."""
+        identity = identify(base)
+        whole = make_plan(base, {})
+        ranks = pa.RankPlan(
+            model=identity,
+            kept_heads=whole.kept_heads,
+            ranks=(3,) * len(identity.sites),
+            feed_forward_ranks=(2,) * len(identity.feed_forwards),
+            roles=ALL_ROLES,
+        )
+        task = PEFT_TASKS[FAMILIES[self.family].task]
+        model = get_peft_model(base, pa.plain_lora_config(base, ranks, scaling=2.0, task_type=task, **options)).eval()
+        randomize_(model, only_trainable=True)
+        return model
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_a_plain_adapter_can_be_sliced(self, case: str) -> None:
+        """Slicing equals merging and then pruning."""
+        batch, model = self.batch(), self.plain_lora(self.model())
+        merged = merge(model)
+        sliced = pa.slice_adapter(model, make_case(self.model(), case))
+        expected = logits(pa.prune_(merged, make_case(merged, case)), batch)
+        torch.testing.assert_close(logits(sliced, batch), expected, rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("case", ["heads and neurons", "even groups", "empty blocks"])
+    def test_a_lifted_adapter_adds_what_it_added_and_zeros_elsewhere(self, case: str, tmp_path: Path) -> None:
+        """Slicing it again gives back what it was, also from its files; where units went it adds nothing."""
+        batch = self.batch()
+        pruned, _ = self.adapted(case)
+        randomize_(pruned, only_trainable=True)
+        base = self.model()
+        lifted = pa.lift_adapter(pruned, base)
+        assert type(lifted.peft_config["default"]) is LoraConfig
+        lifted.save_pretrained(tmp_path, save_embedding_layers=False)
+        again = PeftModel.from_pretrained(self.model(), tmp_path).eval()
+        back = pa.slice_adapter(again, make_case(self.model(), case))
+        torch.testing.assert_close(logits(back, batch), logits(pruned, batch), rtol=1e-10, atol=1e-10)
+        found, whole = delta_of(pruned), delta_of(lifted)
+        assert sum(found.values()) == pytest.approx(sum(whole.values()), rel=1e-10)
 
     # Checkpoint
 

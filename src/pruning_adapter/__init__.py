@@ -11,7 +11,13 @@ import pruning_adapter.architectures as _architectures
 from pruning_adapter.hooks import install as _install_hooks
 
 if TYPE_CHECKING:
-    from pruning_adapter.adapter import PruneLoraConfig, quantize_base_
+    from pruning_adapter.adapter import (
+        PruneLoraConfig,
+        lift_adapter,
+        plain_lora_config,
+        quantize_base_,
+        slice_adapter,
+    )
     from pruning_adapter.checkpoint import load_pruned, save_pruned
     from pruning_adapter.costs import LatencyTable
     from pruning_adapter.evaluation.latency import measure_latency
@@ -36,11 +42,13 @@ __all__ = [
     "PruningPlan",
     "RankPlan",
     "gated",
+    "lift_adapter",
     "load_pruned",
     "magnitude_importance",
     "measure_importance",
     "measure_latency",
     "obs_importance",
+    "plain_lora_config",
     "plan_pruning",
     "plan_ranks",
     "prune_",
@@ -49,10 +57,14 @@ __all__ = [
     "reconstruct_",
     "reversed_importance",
     "save_pruned",
+    "slice_adapter",
 ]
 
 _HOME = {
     "PruneLoraConfig": "adapter",
+    "lift_adapter": "adapter",
+    "plain_lora_config": "adapter",
+    "slice_adapter": "adapter",
     "quantize_base_": "adapter",
     "load_pruned": "checkpoint",
     "save_pruned": "checkpoint",

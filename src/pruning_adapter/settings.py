@@ -21,6 +21,11 @@ DECIDED_BY_PRESET = (
     *("allow_empty_blocks", "normalization", "multiple_of", "grouping", "reconstruct", "target"),
     *("top_blocks", "high_rank", "low_rank", "block_importance", "rank_budget"),
 )
+_CHOSEN_AFTER_START = (
+    *("scorer", "units", "order", "reduction", "examples", "stop_when_stable", "normalization", *RULES),
+    *("length", "dtype", "latency_table", "multiple_of", "grouping", "allow_empty_blocks", "reconstruct"),
+    *("top_blocks", "block_importance", "model_name"),
+)
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
@@ -237,6 +242,10 @@ class Settings:
 
         value = getattr(self, name)
         return getattr(find_recipe(self.recipe), name) if value is None else value
+
+    def of_start(self) -> dict[str, Any]:
+        """Those settings that decide what the dense model learns before units go: all but what is chosen after it."""
+        return {name: value for name, value in asdict(self).items() if name not in _CHOSEN_AFTER_START}
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

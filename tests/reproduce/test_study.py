@@ -159,6 +159,25 @@ def test_jobs_give_what_one_process_gives(model: Path, glue: Path, tmp_path: Pat
     assert [done.predictions for done in one] == [done.predictions for done in two]
 
 
+def test_cells_that_begin_alike_train_the_dense_model_once(
+    model: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = ("prune-lora", "random", "uniform-rank")
+    cells = make_cells(recipes=["default"], tasks=["sst2"], arms=arms, seeds=[0, 1])
+    alone = [done.done for cell in cells for done in run_cells(tmp_path / cell.name, [cell], base(model, glue))]
+    trained: list[Path] = []
+    train_start = Run._train_start
+    monkeypatch.setattr(
+        Run, "_train_start", lambda run, *given: (trained.append(run.folder), train_start(run, *given))[-1]
+    )
+    together = [progress.done for progress in run_cells(tmp_path / "grid", cells, base(model, glue))]
+    assert [path.name for path in trained] == ["default-sst2-prune-lora-0", "default-sst2-prune-lora-1"]
+    assert [(done.cell, done.predictions, done.result["history"]) for done in together] == [
+        (done.cell, done.predictions, done.result["history"]) for done in alone
+    ]
+    assert not any((tmp_path / "grid" / "work").iterdir())
+
+
 def test_a_damaged_cell_is_named(finished: Path, tmp_path: Path) -> None:
     cell = Cell(recipe="default", task="sst2", arm="lora", seed=0)
     content = json.loads((finished / "cells" / f"{cell.name}.json").read_text())

@@ -17,7 +17,7 @@ from pruning_adapter.architectures.unit_index import columns_of_units, rows_of_u
 from pruning_adapter.errors import AdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 
-__all__ = ["carry_", "carry_moments", "take_out_"]
+__all__ = ["ADAPTER", "carry_", "carry_moments", "lift_", "take_out_"]
 
 ADAPTER = "default"
 
@@ -42,8 +42,33 @@ def carry_(dense: nn.Module, pruned: nn.Module, plan: PruningPlan) -> None:
         part.new_a[:rank].copy_(a)
         part.new_b.zero_()
         part.new_b[:, :rank].copy_(b)
-    trained = dict(dense.named_parameters())
-    for name, parameter in pruned.named_parameters():
+    _copy_trained_(dense, pruned)
+
+
+@torch.no_grad()
+def lift_(pruned: nn.Module, dense: nn.Module, plan: PruningPlan) -> None:
+    """Give `dense` the adapter of `pruned`: every row and column at its place, zeros at those that are gone.
+
+    Args:
+        pruned: a PEFT model with LoRA on the base after `plan`.
+        dense: a PEFT model with LoRA of the same ranks on the dense base; changed in place.
+        plan: what was removed.
+    """
+    for part in _parts(dense, pruned, plan):
+        for whole, part_of, index, dimension in (
+            (part.old_a, part.new_a, part.columns, 1),
+            (part.old_b, part.new_b, part.rows, 0),
+        ):
+            whole.zero_()
+            places = torch.arange(whole.shape[dimension]) if index is None else index
+            whole.index_copy_(dimension, places.to(whole.device), part_of.to(whole))
+    _copy_trained_(pruned, dense)
+
+
+def _copy_trained_(source: nn.Module, target: nn.Module) -> None:
+    """What trains beside LoRA, as far as the sizes are the same: norms and the task head."""
+    trained = dict(source.named_parameters())
+    for name, parameter in target.named_parameters():
         before = trained.get(name)
         if parameter.requires_grad and "lora_" not in name and before is not None and before.shape == parameter.shape:
             parameter.copy_(before)

@@ -20,7 +20,7 @@ from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.planning.rank_plan import ROLES
 from pruning_adapter.surgery.prune import check_plan_fits, prune_
 
-__all__ = ["PruneLoraModel", "full_match", "target_pattern"]
+__all__ = ["PruneLoraModel", "full_match", "rank_patterns", "target_pattern"]
 
 
 class PruneLoraModel(LoraModel):
@@ -120,8 +120,7 @@ def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
     sites, ranks, spec = find_all_sites(model), config.rank_plan, spec_of(model)
     roles = ROLES if ranks is None else ranks.roles
     rank_of = [config.r for _ in sites] if ranks is None else ranks.all_ranks
-    targets = {site: rank for site, rank in zip(sites, rank_of, strict=True) if rank and site.units}
-    patterns = {pattern: rank for site, rank in targets.items() if (pattern := target_pattern(site, roles))}
+    patterns = rank_patterns(sites, rank_of, roles)
     config.target_modules = full_match(patterns)
     config.rank_pattern = patterns
     # PEFT divides alpha by the rank, or by its root; the same power here makes the scaling one for all ranks. It allows
@@ -133,6 +132,12 @@ def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
     if config.task_type == "SEQ_CLS":
         wanted += spec.heads
     config.modules_to_save = list(dict.fromkeys(wanted)) or None
+
+
+def rank_patterns(sites: Sequence[Site], ranks: Sequence[int], roles: Sequence[str]) -> dict[str, int]:
+    """For every site with a rank, a pattern for the names of its adapted projections: PEFT's `rank_pattern`."""
+    targets = {site: rank for site, rank in zip(sites, ranks, strict=True) if rank and site.units}
+    return {pattern: rank for site, rank in targets.items() if (pattern := target_pattern(site, roles))}
 
 
 def full_match(patterns: Iterable[str]) -> str:

@@ -4,6 +4,8 @@ OUT/cells/<recipe>-<task>-<arm>-<seed>.json    what a cell measured
 OUT/work                                       runs that are not done yet
 """
 
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -12,14 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pruning_adapter.errors import CheckpointError, TrainingError
+from pruning_adapter.errors import CheckpointError, OutputError, TrainingError
 from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.settings import Settings
-from pruning_adapter.storage import read_json, write_json
+from pruning_adapter.storage import read_json, replace_folder, write_json
 
 __all__ = ["Done", "Progress", "load_cells", "run_cells", "set_up_job"]
 
@@ -111,6 +114,7 @@ def run_cells(
         ran = {cell for cell, _ in times.values()}
         left = sum(_expected(cell, list(times.values())) for cell in todo if cell not in ran) / max(jobs, 1)
         yield Progress(done=done, count=len(known) + count, of=len(cells), seconds_left=left)
+    shutil.rmtree(folder / "work" / "starts", ignore_errors=True)
 
 
 def _each(
@@ -141,8 +145,13 @@ def run_cell(folder: Path, cell: Cell, base: Settings) -> Done:
     """One whole run; its file is written when all is done."""
     from pruning_adapter.pipeline import Run
 
-    work, start = folder / "work" / cell.name, time.monotonic()
+    work, began = folder / "work" / cell.name, time.monotonic()
     run = Run(cell.settings(base), work)
+    shared = _shared_start(folder, run.settings) if run.prune_after else None
+    if shared is not None and shared.exists() and not (work / "start").exists():
+        # Another process may be done with it just now; then this one trains it.
+        with suppress(OSError, OutputError), replace_folder(work / "start") as aside:
+            shutil.copytree(shared, aside, dirs_exist_ok=True)
     run.train()
     # Cost is measured side by side, not with other cells in between.
     result = run.evaluate(compare=False)
@@ -152,11 +161,20 @@ def run_cell(folder: Path, cell: Cell, base: Settings) -> Done:
         result=asdict(result),
         predictions=said["predictions"],
         labels=said["labels"],
-        seconds=time.monotonic() - start,
+        seconds=time.monotonic() - began,
     )
     write_json(_file(folder, cell), {"kind": KIND, **asdict(done)})
+    if shared is not None and not shared.exists():
+        with replace_folder(shared) as aside:
+            shutil.copytree(work / "start", aside, dirs_exist_ok=True)
     shutil.rmtree(work)
     return done
+
+
+def _shared_start(folder: Path, settings: Settings) -> Path:
+    """Where cells that begin alike keep the dense model that they prune."""
+    alike = json.dumps(settings.of_start(), sort_keys=True)
+    return folder / "work" / "starts" / hashlib.sha256(alike.encode()).hexdigest()[:16]
 
 
 def _expected(cell: Cell, times: Sequence[tuple[Cell, float]]) -> float:

@@ -5,7 +5,7 @@ rank may change on the way: a larger one begins with columns of zeros in B, so t
 one keeps the largest singular values.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning_adapter.architectures.sites import find_all_sites
-from pruning_adapter.architectures.unit_index import columns_of_units, rows_of_units
 from pruning_adapter.errors import AdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
+from pruning_adapter.surgery.cuts import Cut, cuts_of_site
 
 __all__ = ["ADAPTER", "carry_", "carry_moments", "lift_", "take_out_"]
 
@@ -157,21 +157,9 @@ def _parts(dense: nn.Module, pruned: nn.Module, plan: PruningPlan) -> Iterator[_
     for site, shape, kept in zip(find_all_sites(pruned), plan.model.all_sites, plan.kept, strict=True):
         if not kept:
             continue
-        whole = len(kept) == shape.units
-        found: list[tuple[str, Tensor | None, Tensor | None]] = []
-        for projection in site.projections:
-            rows = rows_of_units(
-                projection.roles,
-                kept,
-                units=shape.units,
-                groups=shape.groups,
-                unit_size=shape.unit_size,
-                fusion=projection.fusion,
-            )
-            found.append((projection.path, None if whole else torch.tensor(rows), None))
-        columns = columns_of_units(kept, shape.unit_size)
-        found.append((site.spec.output, None, None if whole else torch.tensor(columns)))
-        for path, outputs, inputs in found:
+        cuts = {cut.path: cut for cut in cuts_of_site(site, shape, range(shape.units), kept)}
+        for path in (*(projection.path for projection in site.projections), site.spec.output):
+            cut = cuts.get(path, Cut(path=path))
             layer = cast(Any, site.block.get_submodule(path))
             if ADAPTER not in getattr(layer, "lora_A", ()):
                 continue
@@ -185,9 +173,13 @@ def _parts(dense: nn.Module, pruned: nn.Module, plan: PruningPlan) -> Iterator[_
                 old_b=before.lora_B[ADAPTER].weight,
                 new_a=layer.lora_A[ADAPTER].weight,
                 new_b=layer.lora_B[ADAPTER].weight,
-                rows=outputs,
-                columns=inputs,
+                rows=_index(cut.rows),
+                columns=_index(cut.columns),
             )
+
+
+def _index(places: Sequence[int] | None) -> Tensor | None:
+    return None if places is None else torch.tensor(places, dtype=torch.long)
 
 
 def _truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Taking heads and neurons out of a model: physical, exact, in place. It executes a plan and decides nothing."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -16,11 +15,12 @@ from pruning_adapter.architectures.identity import (
 )
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
 from pruning_adapter.architectures.sites import Site, base_of, find_all_sites, spec_of
-from pruning_adapter.architectures.unit_index import columns_of_units, kept_groups, rows_of_units
+from pruning_adapter.architectures.unit_index import kept_groups
 from pruning_adapter.costs.macs import ModelMacs
 from pruning_adapter.errors import ArchitectureError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.surgery.counts import set_count_
+from pruning_adapter.surgery.cuts import cuts_of_site
 from pruning_adapter.surgery.empty import remove_all_units_
 from pruning_adapter.surgery.linear import keep_inputs_, keep_outputs_
 from pruning_adapter.surgery.position_bias import slice_position_bias_
@@ -134,23 +134,13 @@ def _keep_units_of_site(site: Site, shape: SiteShape, there: Sequence[int], keep
     if not keep:
         remove_all_units_(site)
         return
+    for cut in cuts_of_site(site, shape, there, keep):
+        if cut.rows is not None:
+            keep_outputs_(site.module(cut.path), cut.rows)
+        if cut.columns is not None:
+            keep_inputs_(site.module(cut.path), cut.columns)
     # All counts are the dense model's.
     groups_kept = kept_groups(keep, shape.units, shape.groups)
-    for projection in site.projections:
-        rows_of = partial(
-            rows_of_units,
-            projection.roles,
-            units=shape.units,
-            groups=shape.groups,
-            unit_size=shape.unit_size,
-            fusion=projection.fusion,
-        )
-        # Rows are numbered as in the dense model; the tensor holds those that are still there.
-        position = {row: number for number, row in enumerate(rows_of(there))}
-        keep_outputs_(site.module(projection.path), [position[row] for row in rows_of(keep)])
-    number_of = {unit: number for number, unit in enumerate(there)}
-    columns = columns_of_units([number_of[unit] for unit in keep], shape.unit_size)
-    keep_inputs_(site.module(site.spec.output), columns)
     counts = {
         "heads": len(keep),
         "neurons": len(keep),

@@ -6,6 +6,7 @@ Equality is claimed in float64 on tiny random models whose biases and norms are 
 import copy
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 import pruning_adapter as pa
 from pruning_adapter.adapter.carry import carry_, take_out_
 from pruning_adapter.adapter.linear import QuickLinear
-from pruning_adapter.architectures.identity import count_parameters, fingerprint_weights, identify
+from pruning_adapter.architectures.identity import count_parameters, fingerprint_weights, identify, pruned_state
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
 from pruning_adapter.architectures.sites import find_all_sites, find_feed_forwards, find_sites, spec_of
 from pruning_adapter.checkpoint.merged import merge
@@ -637,6 +638,24 @@ class Conformance:
         assert sum(found.values()) == pytest.approx(sum(whole.values()), rel=1e-10)
 
     # Checkpoint
+
+    @pytest.mark.parametrize("case", ["heads and neurons", "even groups", "empty blocks"])
+    def test_a_checkpoint_can_be_pruned_without_loading_it(self, case: str, tmp_path: Path) -> None:
+        """To the bit what pruning the loaded model gives, and the same words about it in the config."""
+        model = self.model()
+        model.save_pretrained(tmp_path / "dense", max_shard_size="20KB")
+        assert len(list((tmp_path / "dense").glob("*.safetensors"))) > 1
+        plan = make_case(type(model).from_pretrained(tmp_path / "dense", dtype=torch.float64), case)
+        pa.prune_checkpoint(tmp_path / "dense", plan, tmp_path / "streamed", shard_bytes=20_000)
+        pa.save_pruned(pa.prune_(model, plan), tmp_path / "loaded")
+        ours, expected = (pa.load_pruned(tmp_path / name) for name in ("streamed", "loaded"))
+        assert ours.state_dict().keys() == expected.state_dict().keys()
+        assert all(torch.equal(ours.state_dict()[name], weight) for name, weight in expected.state_dict().items())
+        # Each was made from a model of another folder.
+        said, should = (
+            replace(state, dense=replace(state.dense, name="")) for state in map(pruned_state, (ours, expected))
+        )
+        assert said == should
 
     @pytest.mark.parametrize("case", ["heads and neurons", "even groups", "empty blocks"])
     def test_a_merged_model_loads_again(self, case: str, tmp_path: Path) -> None:

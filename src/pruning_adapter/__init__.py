@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         quantize_base_,
         slice_adapter,
     )
-    from pruning_adapter.checkpoint import load_pruned, save_pruned
+    from pruning_adapter.checkpoint import load_pruned, prune_checkpoint, save_pruned
     from pruning_adapter.costs import LatencyTable
     from pruning_adapter.evaluation.latency import measure_latency
     from pruning_adapter.importance import (
@@ -52,6 +52,7 @@ __all__ = [
     "plan_pruning",
     "plan_ranks",
     "prune_",
+    "prune_checkpoint",
     "quantize_base_",
     "random_importance",
     "reconstruct_",
@@ -67,6 +68,7 @@ _HOME = {
     "slice_adapter": "adapter",
     "quantize_base_": "adapter",
     "load_pruned": "checkpoint",
+    "prune_checkpoint": "checkpoint",
     "save_pruned": "checkpoint",
     "LatencyTable": "costs",
     "measure_latency": "evaluation.latency",

@@ -26,7 +26,9 @@ from pruning_adapter.errors import ArchitectureError, CheckpointError
 
 __all__ = [
     "CONFIG_FIELD",
+    "Fingerprint",
     "PrunedState",
+    "block_parameters",
     "count_parameters",
     "count_stack_blocks",
     "dense_parameters",
@@ -199,20 +201,40 @@ def fingerprint_weights(model: nn.Module) -> str | None:
     weights near zero. Task head, pooler and embeddings do not count: they differ between the auto classes, and with an
     extended vocabulary. Two models that differ in magnitudes only, nowhere in sign, would pass as one.
     """
-    digest = hashlib.sha256()
+    found = Fingerprint()
+    for name, weight in block_parameters(model):
+        if weight.is_meta:
+            return None
+        if not is_plain(weight):
+            stored = f"{type(weight).__name__} of {weight.dtype}".replace("torch.", "")
+            raise ArchitectureError(
+                f"{name} is stored as {stored}: a quantised model has lost the weights that identify it. Prune "
+                "first, then quantise."
+            )
+        found.add(name, weight)
+    return found.hexdigest()
+
+
+def block_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All parameters in the model's blocks, by name from the trunk on, in the order of the fingerprint."""
     for path, block, _ in find_stacks(model):
-        for name, weight in sorted(_own_parameters(block)):
-            if weight.is_meta:
-                return None
-            if not is_plain(weight):
-                stored = f"{type(weight).__name__} of {weight.dtype}".replace("torch.", "")
-                raise ArchitectureError(
-                    f"{path}.{name} is stored as {stored}: a quantised model has lost the weights that identify "
-                    "it. Prune first, then quantise."
-                )
-            digest.update(f"{path}.{name} {tuple(weight.shape)}\n".encode())
-            digest.update(np.packbits(torch.signbit(weight.detach()).cpu().numpy().reshape(-1)).tobytes())
-    return digest.hexdigest()
+        for name, weight in sorted(_own_parameters(block), key=lambda pair: pair[0]):
+            yield f"{path}.{name}", weight
+
+
+class Fingerprint:
+    """What `fingerprint_weights` computes, weight by weight."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, name: str, weight: Tensor) -> None:
+        """The next weight, in the order of `block_parameters`."""
+        self._digest.update(f"{name} {tuple(weight.shape)}\n".encode())
+        self._digest.update(np.packbits(torch.signbit(weight.detach()).cpu().numpy().reshape(-1)).tobytes())
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
 
 
 def count_parameters(model: nn.Module) -> int:

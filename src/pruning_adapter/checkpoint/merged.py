@@ -13,7 +13,7 @@ from pruning_adapter.errors import AdapterError, CheckpointError, OutputError
 from pruning_adapter.storage import replace_folder
 from pruning_adapter.surgery.fuse import fuse_
 
-__all__ = ["load_pruned", "merge", "save_pruned"]
+__all__ = ["find_class", "load_pruned", "merge", "save_pruned"]
 
 ALIGNMENT = 64
 """Bytes; where torch places the tensors that it makes."""
@@ -97,7 +97,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
         config = transformers.AutoConfig.from_pretrained(location, **hub)
         if getattr(config, CONFIG_FIELD, None) is not None:
             PrunedState.from_json(getattr(config, CONFIG_FIELD))
-        model_class = _find_class(config, location)
+        model_class = find_class(config, location)
         with stand_ins_in_place():
             model, info = cast(Any, model_class).from_pretrained(
                 location, config=config, use_safetensors=True, output_loading_info=True, **kwargs
@@ -114,7 +114,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     return fuse_(model) if fuse else model
 
 
-def _find_class(config: Any, location: str) -> type[Any]:
+def find_class(config: Any, location: str) -> type[Any]:
     """The model class that a config names: of Transformers, or the user's own, which must have been imported."""
     import transformers
 

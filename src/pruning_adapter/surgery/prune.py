@@ -25,7 +25,7 @@ from pruning_adapter.surgery.empty import remove_all_units_
 from pruning_adapter.surgery.linear import keep_inputs_, keep_outputs_
 from pruning_adapter.surgery.position_bias import slice_position_bias_
 
-__all__ = ["check_plan_fits", "cut_", "cut_sites_", "note_in_config", "prune_"]
+__all__ = ["check_identity_fits", "check_plan_fits", "cut_", "cut_sites_", "note_in_config", "prune_"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -97,7 +97,24 @@ def check_plan_fits(model: nn.Module, plan: PruningPlan, *, allow_other_weights:
         PlanError: other sizes, other weights, or heads that are already gone.
         ArchitectureError: the family is not supported.
     """
-    identity = identify(model)
+    check_identity_fits(identify(model), plan, allow_other_weights=allow_other_weights)
+    state = pruned_state(model)
+    if state is None:
+        return
+    for site, there, keep in zip(find_all_sites(model), state.kept, plan.kept, strict=True):
+        if there and keep and not _both(there, keep) and not plan.allow_empty_blocks:
+            raise PlanError(
+                f"{site.path} of this model has only the {site.kind} {_some(there)} left and the plan keeps "
+                f"{_some(keep)}, so none would stay. Start from the dense model, or plan with allow_empty_blocks=True."
+            )
+
+
+def check_identity_fits(identity: ModelIdentity, plan: PruningPlan, *, allow_other_weights: bool = False) -> None:
+    """Refuse a plan that was made for another model than `identity` tells of.
+
+    Raises:
+        PlanError: other sizes, or other weights.
+    """
     if not identity.same_sizes(plan.model):
         same_heads = identity.model_type == plan.model.model_type and identity.sites == plan.model.sites
         found = "other feed-forward sizes" if same_heads else str(identity)
@@ -111,15 +128,6 @@ def check_plan_fits(model: nn.Module, plan: PruningPlan, *, allow_other_weights:
             f"{_short(plan.model.fingerprint)}, this model has {_short(identity.fingerprint)}). Load the model it was "
             "made for, or pass allow_other_weights=True if the difference is meant."
         )
-    state = pruned_state(model)
-    if state is None:
-        return
-    for site, there, keep in zip(find_all_sites(model), state.kept, plan.kept, strict=True):
-        if there and keep and not _both(there, keep) and not plan.allow_empty_blocks:
-            raise PlanError(
-                f"{site.path} of this model has only the {site.kind} {_some(there)} left and the plan keeps "
-                f"{_some(keep)}, so none would stay. Start from the dense model, or plan with allow_empty_blocks=True."
-            )
 
 
 def _some(units: Sequence[int]) -> str:

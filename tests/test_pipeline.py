@@ -21,7 +21,7 @@ from pruning_adapter.errors import AdapterError
 from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.planning import PruningPlan, RankPlan
-from pruning_adapter.run_folder import BESIDE, STEPS, remove_steps
+from pruning_adapter.run_folder import BESIDE, LOCK, STEPS, remove_steps
 from pruning_adapter.training.recipes import find_recipe
 from tiny_encoder import WORDS, make_texts, save_tiny_encoder
 
@@ -49,6 +49,10 @@ def offline_and_as_quiet_as_before() -> Generator[None]:
         yield
     transformers.logging.set_verbosity(verbosity)
     transformers.utils.logging.enable_progress_bar()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {LOCK}
 
 
 def call(*arguments: object) -> None:
@@ -109,7 +113,7 @@ def assert_same_model(folder: Path, other: Path) -> None:
 
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:
-    assert {path.name for path in finished.iterdir()} == FILES | FOLDERS
+    assert names(finished) == FILES | FOLDERS
     assert {path.name for path in (finished / "adapter").iterdir()} >= {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -205,7 +209,7 @@ def test_step_by_step_gives_the_same_model_as_the_whole_run(
     ):
         call(step, *arguments, "--output-dir", folder)
         there |= set(STEPS[step])
-        assert {path.name for path in folder.iterdir()} == there
+        assert names(folder) == there
     assert_same_model(folder, finished)
     settings = (json.loads((run / "settings.json").read_text(encoding="utf-8")) for run in (folder, finished))
     assert next(settings) == next(settings)
@@ -217,11 +221,13 @@ def test_resuming_does_what_is_missing_and_nothing_else(
 ) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     remove_steps(folder, first)
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "settings.json"}
+    before = {
+        path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name not in ("settings.json", LOCK)
+    }
     call("run", *inputs(model, task), *PLAN, *TRAIN, "--output-dir", folder, "--resume")
     assert_same_model(folder, finished)
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name in before} == before
-    assert {path.name for path in folder.iterdir()} == FILES | FOLDERS
+    assert names(folder) == FILES | FOLDERS
 
 
 def test_removing_steps_leaves_what_came_before_and_what_is_not_ours(finished: Path, tmp_path: Path) -> None:
@@ -229,9 +235,9 @@ def test_removing_steps_leaves_what_came_before_and_what_is_not_ours(finished: P
     (folder / "notes.txt").write_text("mine", encoding="utf-8")
     remove_steps(folder, "train")
     left = {"settings.json", "importance.json", "plan.json", "ranks.json", "notes.txt"}
-    assert {path.name for path in folder.iterdir()} == left
+    assert names(folder) == left
     remove_steps(folder, "importance")
-    assert {path.name for path in folder.iterdir()} == {"settings.json", "notes.txt"}
+    assert names(folder) == {"settings.json", "notes.txt"}
 
 
 BUDGET = ["--keep-params", 0.7, "--reconstruct", "lstsq", "--target", "all-linear", "--order", "second"]
@@ -267,7 +273,7 @@ def test_a_budget_prunes_heads_and_neurons_and_is_kept(corrected: Path) -> None:
 
 
 def test_a_corrected_base_is_saved_and_the_adapter_belongs_to_it(corrected: Path, model: Path) -> None:
-    assert {path.name for path in corrected.iterdir()} == FILES | FOLDERS | {"base"}
+    assert names(corrected) == FILES | FOLDERS | {"base"}
     base: Any = load_pruned(corrected / "base")
     state: Any = pruned_state(base)
     assert (state.reconstructed, state.kept) == ("lstsq", PruningPlan.load(corrected / "plan.json").kept)
@@ -324,7 +330,7 @@ def test_the_other_methods_go_the_same_way(model: Path, task: Path, tmp_path: Pa
     folder, arguments = tmp_path / "run", [*inputs(model, task), *TRAIN, "--method", method]
     call("run", *arguments, "--output-dir", folder)
     result = result_of(folder)
-    assert {path.name for path in folder.iterdir()} == {
+    assert names(folder) == {
         "settings.json",
         "training.json",
         "merged",

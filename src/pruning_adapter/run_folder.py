@@ -1,11 +1,17 @@
 """The folder of a run: which files each step writes and reads, and what may be written or replaced."""
 
+import logging
 import shutil
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from pruning_adapter.errors import CheckpointError, OutputError
 
-__all__ = ["BESIDE", "STEPS", "check_folder", "check_needs", "check_step", "remove_steps"]
+__all__ = ["BESIDE", "STEPS", "check_folder", "check_needs", "check_step", "lock_folder", "remove_steps"]
+
+_LOGGER = logging.getLogger(__name__)
+LOCK = ".lock"
 
 STEPS = {
     "importance": ("importance.json",),
@@ -40,11 +46,38 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"The output folder {folder} is a file; name another one.")
-    if not (overwrite or resume) and folder.is_dir() and any(folder.iterdir()):
+    if not (overwrite or resume) and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise OutputError(
             f"The output folder {folder} exists and is not empty. Go on with --resume, replace its run with "
             "--overwrite, or name another folder."
         )
+
+
+def lock_folder(folder: Path, *, wait: bool = False) -> BaseFileLock:
+    """Keep other processes from writing into `folder` for as long as the lock is held and this process lives.
+
+    The system holds the lock, so that of a process that was killed goes with it; the empty file `.lock` stays.
+
+    Args:
+        folder: made if it is not there.
+        wait: until another process lets go, instead of refusing.
+
+    Raises:
+        OutputError: another process works in it, or it cannot be written.
+    """
+    lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"Another process works in {folder}. Wait until it has ended, or name another folder."
+        ) from error
+    except NotImplementedError:
+        _LOGGER.warning("this file system knows no locks: nothing keeps a second run out of %s", folder)
+    except OSError as error:
+        raise OutputError(f"Cannot write into {folder}: {error.strerror or error}. Name another folder.") from error
+    return lock
 
 
 def check_step(folder: Path, step: str, *, method: str, overwrite: bool) -> None:

@@ -23,6 +23,7 @@ from pruning_adapter.architectures.identity import identify
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.planning import PruningPlan, RankPlan
+from pruning_adapter.run_folder import LOCK
 from tiny import make_model
 
 torch.set_num_threads(1)
@@ -172,7 +173,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {LOCK}
 
 
 def assert_refused(outcome: Outcome, message: str) -> None:

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 from pruning_adapter.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from pruning_adapter.pipeline import Run
+
+_HELD: list["BaseFileLock"] = []
 
 __all__ = ["begin_run", "command_line", "open_run", "prepare_libraries", "read_run"]
 
@@ -50,12 +54,14 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
     settings, path = Settings().changed(_plain(given)), folder / "settings.json"
     work = Run(settings, folder, command=command_line())
     check_folder(folder, overwrite=overwrite, resume=resume)
+    _lock(folder, only_if_there=True)
     if resume and path.exists():
         settings.check_same(Settings.load(path), folder)
     else:
         # An old run is taken away only for one that can begin.
         work.check_inputs("importance")
         work.check_rule()
+    _lock(folder)
     if not resume:
         remove_steps(folder, "importance")
     settings.save(path)
@@ -74,16 +80,29 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
     before = Settings.load(path) if path.exists() else Settings()
     settings = before.with_rule(_plain(given))
     work = Run(settings, folder, command=command_line())
+    _lock(folder, only_if_there=True)
     check_step(folder, step, method=settings.method, overwrite=overwrite)
     if step == "train" and not overwrite and (folder / "checkpoints").exists():
         # An interrupted training goes on; by other settings it would be neither the one nor the other.
         settings.check_same(before, folder)
     # What a step replaces is taken away only for one that can begin.
     work.check_inputs(step)
+    _lock(folder)
     settings.save(path)
     if overwrite:
         remove_steps(folder, step)
     return work
+
+
+def _lock(folder: Path, *, only_if_there: bool = False) -> None:
+    """Hold the folder of this process's run, and let go of an earlier one's."""
+    from pruning_adapter.run_folder import lock_folder
+
+    while _HELD:
+        _HELD.pop().release()
+    # What is refused must not leave an empty folder.
+    if folder.is_dir() or not only_if_there:
+        _HELD.append(lock_folder(folder))
 
 
 def read_run(folder: Path, given: Mapping[str, Any]) -> "Run":

@@ -21,6 +21,7 @@ from typing import Any
 
 from pruning_adapter.errors import CheckpointError, OutputError, TrainingError
 from pruning_adapter.reproduce.cells import Cell
+from pruning_adapter.run_folder import lock_folder
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, replace_folder, write_json
 
@@ -142,10 +143,21 @@ def _each(
 
 
 def run_cell(folder: Path, cell: Cell, base: Settings) -> Done:
-    """One whole run; its file is written when all is done."""
+    """One whole run; its file is written when all is done. Two processes never run the same: the second waits."""
+    work = folder / "work" / cell.name
+    lock = lock_folder(work, wait=True)
+    try:
+        # Another process may have been at it.
+        known = load_cells(folder, [cell])
+        return known[0] if known else _run_cell(folder, cell, base, work)
+    finally:
+        lock.release()
+
+
+def _run_cell(folder: Path, cell: Cell, base: Settings, work: Path) -> Done:
     from pruning_adapter.pipeline import Run
 
-    work, began = folder / "work" / cell.name, time.monotonic()
+    began = time.monotonic()
     run = Run(cell.settings(base), work)
     shared = _shared_start(folder, run.settings) if run.prune_after else None
     if shared is not None and shared.exists() and not (work / "start").exists():

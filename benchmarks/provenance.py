@@ -24,7 +24,7 @@ def command_of(options: argparse.Namespace) -> str:
         str(given.get("work_dir") or ""): "WORK",
         str(given["output"]): given["output"].name,
     }
-    command = shlex.join(["python", *sys.argv])
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     for place, name in places.items():
         command = command.replace(place, name) if place else command
     return command

@@ -69,7 +69,7 @@ from pruning_adapter.training.padding_free import check_padding_free, leave_out_
 from pruning_adapter.training.precision import halve_frozen_
 from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
 from pruning_adapter.training.tasks import load_glue
-from pruning_adapter.training.tokenize import sample_examples, tokenize
+from pruning_adapter.training.tokenize import count_truncated, sample_examples, tokenize
 from pruning_adapter.training.trainer import (
     MOMENTS,
     check_accumulate,
@@ -154,13 +154,17 @@ class Run:
 
         return measure_latency(self.load_base().model, length=self.settings.length)
 
+    @property
+    def max_length(self) -> int:
+        """Tokens after which an example is cut off."""
+        return min(self.recipe.max_length, self.tokenizer.model_max_length)
+
     def features(self, examples: tuple[Example, ...]) -> list[dict[str, Any]]:
         """Examples as the model reads them. The task's own sets are tokenised once."""
         for known, found in self._tokenized:
             if known is examples:
                 return found
-        max_length = min(self.recipe.max_length, self.tokenizer.model_max_length)
-        found = tokenize(examples, self.tokenizer, max_length=max_length, label_names=self.data.label_names)
+        found = tokenize(examples, self.tokenizer, max_length=self.max_length, label_names=self.data.label_names)
         if any(examples is each for each in (self.data.train, *self.data.validation.values())):
             self._tokenized.append((examples, found))
         return found
@@ -476,7 +480,7 @@ class Run:
             for name, examples in self.data.validation.items()
         }
         quality = {name: self._measure_quality(scores[name], self.data.validation[name]) for name in scores}
-        notes, training_cost = list(_warn(quality)), dict[str, Any]()
+        notes, training_cost = [*_warn(quality), *self._tell_truncated()], dict[str, Any]()
         if compare and self.method == "prune-lora":
             try:
                 training_cost = self._compare_training(batch, length)
@@ -610,6 +614,15 @@ class Run:
         return measure_quality(
             self.data.metrics, scores=scores, labels=np.array([example.label for example in examples])
         )
+
+    def _tell_truncated(self) -> tuple[str, ...]:
+        sets = {"training": self.data.train, **self.data.validation}
+        found = {
+            name: count_truncated(rows, self.features(rows), self.tokenizer, max_length=self.max_length)
+            for name, rows in sets.items()
+        }
+        told = ", ".join(f"{count} of {len(sets[name])} ({name})" for name, count in found.items() if count)
+        return (f"Examples longer than {self.max_length} tokens were cut off there: {told}.",) if told else ()
 
     def _save_trained(self, model: nn.Module) -> None:
         if self.method == "full":

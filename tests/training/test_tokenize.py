@@ -8,7 +8,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from pruning_adapter.errors import DataError
 from pruning_adapter.training.examples import Example
-from pruning_adapter.training.tokenize import sample_examples, tokenize
+from pruning_adapter.training.tokenize import count_truncated, sample_examples, tokenize
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "film", "##s", "bad"]
 CLS, SEP, A, GOOD, FILM, S, BAD = 2, 3, 5, 6, 7, 8, 9
@@ -135,3 +135,14 @@ def test_scores_are_sampled_plainly() -> None:
 def test_a_sample_of_nothing_is_an_error(n: int) -> None:
     with pytest.raises(DataError, match=f"Cannot sample {n} examples: ask for 1 or more"):
         sample_examples(make_examples(2), n, seed=0)
+
+
+def test_what_was_cut_off_is_counted(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Two words and the two special tokens fill four places exactly; three words do not fit."""
+    singles = [Example((text,), 1) for text in ("good film", "good film bad", "a", "bad " * 99)]
+    features = tokenize(singles, tokenizer, max_length=4, label_names=NAMES)
+    assert count_truncated(singles, features, tokenizer, max_length=4) == 2
+    pairs = [Example(("good", "bad"), 1), Example(("good film", "bad"), 1)]
+    features = tokenize(pairs, tokenizer, max_length=5, label_names=NAMES)
+    assert count_truncated(pairs, features, tokenizer, max_length=5) == 1
+    assert count_truncated([], [], tokenizer, max_length=5) == 0

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from pruning_adapter.errors import DataError
 from pruning_adapter.training.examples import Example
 
-__all__ = ["sample_examples", "tokenize"]
+__all__ = ["count_truncated", "sample_examples", "tokenize"]
 
 
 def tokenize(
@@ -34,6 +34,27 @@ def tokenize(
         {**{key: encoded[key][index] for key in encoded}, "labels": to_label(example.label)}
         for index, example in enumerate(examples)
     ]
+
+
+def count_truncated(
+    examples: Sequence[Example],
+    features: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+) -> int:
+    """How many of `examples` had more than `max_length` tokens, so that `tokenize`, which gave `features`, cut them."""
+    full = [
+        example.texts
+        for example, feature in zip(examples, features, strict=True)
+        if len(feature["input_ids"]) == max_length
+    ]
+    if not full:
+        return 0
+    first, *second = (list(texts) for texts in zip(*full, strict=True))
+    # Not verbose: that some are longer than the model reads is what is asked.
+    whole = tokenizer(first, text_pair=second[0] if second else None, truncation=False, verbose=False)
+    return sum(len(tokens) > max_length for tokens in whole["input_ids"])
 
 
 def sample_examples(examples: Sequence[Example], n: int, seed: int) -> tuple[Example, ...]:

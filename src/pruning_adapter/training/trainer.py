@@ -25,6 +25,7 @@ from transformers import (
 
 from pruning_adapter.errors import TrainingError
 from pruning_adapter.training.distill import TEACHER, distillation_loss
+from pruning_adapter.training.faults import EXAMPLE, LossWatch, check_features, number_features
 from pruning_adapter.training.length_groups import LengthGroups
 from pruning_adapter.training.recipes import Method, Recipe
 
@@ -85,8 +86,10 @@ def train_(
         What was logged: dicts with step and epoch, and loss, learning_rate and grad_norm, or eval_<name>.
 
     Raises:
-        TrainingError: a loss that is not a finite number, or a batch size that `accumulate` does not divide.
+        TrainingError: examples that the model cannot learn from (see `check_features`), a loss that is not a finite
+            number, or a batch size that `accumulate` does not divide.
     """
+    check_features(features, model)
     set_seed(seed)
     trainer = make_trainer(
         model,
@@ -101,7 +104,6 @@ def train_(
     )
     # It prints every log entry as a dict where there is no terminal for a progress bar.
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_StopAtNan())
     if evaluate is not None:
         trainer.add_callback(_EvaluateEveryEpoch(trainer, evaluate))
     if stop_after < 1:
@@ -122,7 +124,7 @@ def make_trainer(
     seed: int,
     accumulate: int = 1,
     bf16: bool = False,
-) -> Trainer:
+) -> "_Trainer":
     """The Trainer that `train_` runs; see there. For those who want to add callbacks of their own.
 
     Raises:
@@ -158,7 +160,7 @@ def make_trainer(
     trainer = _Trainer(
         model=cast(Any, model),
         args=arguments,
-        train_dataset=cast(Any, features),
+        train_dataset=cast(Any, number_features(features)),
         data_collator=make_collator(tokenizer),
         processing_class=tokenizer,
     )
@@ -166,6 +168,8 @@ def make_trainer(
     # the whole global batch; classifiers ignore that number, so the gradients would grow with the accumulation steps.
     trainer.model_accepts_loss_kwargs = False
     trainer.group_by_length = recipe.group_by_length
+    trainer.watch = LossWatch(_way_out(arguments))
+    trainer.add_callback(_StopAtNan(trainer.watch))
     return trainer
 
 
@@ -173,10 +177,30 @@ class _Trainer(Trainer):
     """The Trainer of Transformers, which also listens to a teacher and groups by length as `LengthGroups` does."""
 
     group_by_length = False
+    watch: LossWatch
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        examples = inputs.pop(EXAMPLE, None)
+        found = self._loss(model, dict(inputs), return_outputs, num_items_in_batch)
+        if examples is not None:
+
+            def alone(row: int) -> Tensor:
+                one = {name: value[row : row + 1] for name, value in inputs.items()}
+                with torch.no_grad():
+                    return self._loss(model, one, False, None)
+
+            loss = found[0] if return_outputs else found
+            self.watch.note(loss, place=self._place(), examples=examples, alone=alone)
+        return found
+
+    def _place(self) -> str:
+        steps = math.ceil(self.state.max_steps / max(self.args.num_train_epochs, 1e-9)) or 1
+        epoch, batch = divmod(self.state.global_step, steps)
+        return f"step {self.state.global_step + 1} (batch {batch + 1} of epoch {epoch + 1})"
+
+    def _loss(self, model: nn.Module, inputs: Any, return_outputs: bool, num_items_in_batch: Any) -> Any:
         teacher = inputs.pop(TEACHER, None)
         if teacher is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -227,28 +251,34 @@ def check_accumulate(accumulate: int, recipe: Recipe) -> None:
         raise TrainingError(f"accumulate is {accumulate}; it must divide the batch size, {recipe.batch_size}.")
 
 
+def _way_out(args: TrainingArguments) -> str:
+    return (
+        f"Lower the learning rate ({args.learning_rate:g}), or look for NaN in data and weights. Checkpoints of "
+        f"earlier epochs are kept in {args.output_dir}."
+    )
+
+
 class _StopAtNan(TrainerCallback):
+    def __init__(self, watch: LossWatch) -> None:
+        self._watch = watch
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._watch.check()
         logs = cast("dict[str, float]", kwargs.get("logs") or {})
         for name in ("loss", "grad_norm"):
             value = logs.get(name)
             if value is not None and not math.isfinite(value):
-                raise TrainingError(
-                    f"The training {name} is {value} at step {state.global_step}. Lower the learning rate "
-                    f"({args.learning_rate:g}), or look for NaN in the weights. Checkpoints of earlier epochs are kept "
-                    f"in {args.output_dir}."
-                )
+                raise TrainingError(f"The training {name} is {value} at step {state.global_step}. {_way_out(args)}")
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Steps between two log entries, and the last ones, are not seen above.
+        self._watch.check()
+        # What comes of the last step's update is in no loss yet.
         for name, parameter in cast(nn.Module, kwargs["model"]).named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise TrainingError(
-                    f"The weight {name} is no longer a finite number after step {state.global_step}. Lower the "
-                    f"learning rate ({args.learning_rate:g}). Checkpoints of earlier epochs are kept in "
-                    f"{args.output_dir}."
+                    f"The weight {name} is no longer a finite number after step {state.global_step}. {_way_out(args)}"
                 )
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,11 @@ def tree(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def cannot_exchange(first: Path, second: Path) -> bool:
+    """As on a system without such a call."""
+    return False
 
 
 def write_two_files(folder: Path) -> None:
@@ -197,6 +203,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_one(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, function, fail(code))
+        patch.setattr(storage, "_exchange", cannot_exchange)
         with pytest.raises(
             OutputError, match=rf"Cannot write .*folder: {message}\. What was there before is untouched"
         ):
@@ -208,6 +215,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_one(
 def fail_to_rename(monkeypatch: pytest.MonkeyPatch, *, calls: set[int], error: BaseException) -> None:
     """Let the calls of `Path.rename` with these numbers fail: 1 puts the old folder aside, 2 the new one in its place,
     and 3 brings the old one back."""
+    monkeypatch.setattr(storage, "_exchange", cannot_exchange)
     rename, number = Path.rename, 0
 
     def counted(self: Path, target: Path) -> Path:
@@ -250,6 +258,62 @@ def test_a_file_is_not_replaced_by_a_folder(old_file: Path) -> None:
     with pytest.raises(OutputError, match=r"file\.json is a file, where a folder is to be written; name another place"):
         write_two_files(old_file)
     assert tree(old_file.parent) == {"file.json": "old"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such call")
+def test_no_moment_is_without_a_folder(old_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call changes the two; the renames that need a moment between them are not asked."""
+    monkeypatch.setattr(Path, "rename", fail(errno.EIO))
+    write_two_files(old_folder)
+    assert tree(old_folder.parent) == {"folder/deep/new.txt": "deep", "folder/new.txt": "new"}
+
+
+@pytest.mark.parametrize("system", ["Linux", "another"])
+def test_a_link_is_replaced_and_what_it_points_to_stays(
+    old_folder: Path, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    if system == "another":
+        monkeypatch.setattr(storage, "_exchange", cannot_exchange)
+    link = old_folder.with_name("link")
+    link.symlink_to(old_folder)
+    write_two_files(link)
+    assert not link.is_symlink()
+    assert tree(link) == {"new.txt": "new", "deep/new.txt": "deep"}
+    assert tree(old_folder) == {"old.txt": "old"}
+    assert {path.name for path in link.parent.iterdir()} == {"folder", "link"}
+
+
+def test_what_a_killed_process_left_goes_and_nothing_else(old_folder: Path) -> None:
+    folder = old_folder.parent
+    asides = (".folder.abcd_123", ".plan.json.abcd_123.json", ".folder.efgh4567.old")
+    others = (
+        ".folder.mine",
+        ".other.abcd_123",
+        ".plan.json.abcd_123.txt",
+        "folder.abcd_123",
+        ".plan.json.abcd_123x.json",
+    )
+    for name in (*asides, *others):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text("half", encoding="utf-8")
+    storage.remove_leftovers(folder, {"folder", "plan.json"})
+    assert {path.name for path in folder.iterdir()} == {"folder", *others}
+    assert tree(old_folder) == {"old.txt": "old"}
+
+
+def test_an_old_folder_that_stepped_aside_comes_back(old_folder: Path) -> None:
+    old_folder.rename(old_folder.with_name(".folder.abcd_123.old"))
+    storage.remove_leftovers(old_folder.parent, {"folder"})
+    assert tree(old_folder) == {"old.txt": "old"}
+
+
+def test_removing_a_link_leaves_what_it_points_to(old_folder: Path) -> None:
+    link = old_folder.with_name("link")
+    link.symlink_to(old_folder)
+    storage.remove(link)
+    storage.remove(old_folder.with_name("nothing"))
+    assert [path.name for path in link.parent.iterdir()] == ["folder"]
+    assert tree(old_folder) == {"old.txt": "old"}
 
 
 # ---- JSON

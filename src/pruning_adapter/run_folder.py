@@ -1,17 +1,28 @@
 """The folder of a run: which files each step writes and reads, and what may be written or replaced."""
 
 import logging
-import shutil
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 from pruning_adapter.errors import CheckpointError, OutputError
+from pruning_adapter.storage import remove, remove_leftovers
 
-__all__ = ["BESIDE", "STEPS", "check_folder", "check_needs", "check_step", "lock_folder", "remove_steps"]
+__all__ = [
+    "BESIDE",
+    "LOCK",
+    "STEPS",
+    "check_folder",
+    "check_needs",
+    "check_step",
+    "clear_leftovers",
+    "lock_folder",
+    "remove_steps",
+]
 
 _LOGGER = logging.getLogger(__name__)
 LOCK = ".lock"
+SETTINGS = "settings.json"
 
 STEPS = {
     "importance": ("importance.json",),
@@ -113,8 +124,10 @@ def remove_steps(folder: Path, first: str) -> None:
     """Remove what the step `first` and all later ones wrote. Other files in the folder are the user's."""
     steps = list(STEPS)
     for name in [name for step in steps[steps.index(first) :] for name in (*STEPS[step], *BESIDE.get(step, ()))]:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(folder / name)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed had begun to write; for those who hold the folder's lock."""
+    written = (name for names in (*STEPS.values(), *BESIDE.values()) for name in names)
+    remove_leftovers(folder, {SETTINGS, *written})

@@ -1,21 +1,28 @@
 """Writing so that a crash, a full disk or a read-only folder never costs the old files: write aside, then rename."""
 
+import ctypes
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from pruning_adapter.errors import CheckpointError, OutputError
 
-__all__ = ["read_json", "replace_file", "replace_folder", "write_json", "write_text"]
+__all__ = ["read_json", "remove", "remove_leftovers", "replace_file", "replace_folder", "write_json", "write_text"]
 
 # Plans, scores and results are a few kilobytes; a file far beyond that is not one of ours.
 MAX_JSON_BYTES = 64 * 2**20
+
+# What `tempfile` puts behind a name, and what follows it here.
+_ASIDE = re.compile(r"[a-z0-9_]{8}(?P<end>\.\w+)?")
+_OLD = ".old"
+# Of Linux's renameat2 (since 3.15).
+_HERE, _EXCHANGE = -100, 2
 
 _FLAT_LIST = re.compile(r"\[\n(?:\s+(?:[-+.\w]+|\"\w+\"),?\n)+\s*\]")
 
@@ -52,6 +59,10 @@ def replace_file(path: str | Path) -> Generator[Path]:
 def replace_folder(path: str | Path) -> Generator[Path]:
     """Yield an empty folder beside `path`; on success it replaces `path` as a whole, on failure it is removed.
 
+    On Linux the two change places in one step, so that also a process that is killed leaves the one or the other.
+    Elsewhere one that is killed between two renames leaves the old folder beside, as `.name.<8 letters>.old`.
+    A link is replaced; what it points to stays.
+
     Raises:
         OutputError: the parent is read-only, the disk is full, or `path` is a file; it is then what it was before.
     """
@@ -64,7 +75,7 @@ def replace_folder(path: str | Path) -> Generator[Path]:
         aside.chmod(0o777 & ~_umask())
     except OSError as error:
         raise OutputError(_cannot_write(target, error)) from error
-    old = aside.with_name(aside.name + ".old")
+    old = aside.with_name(aside.name + _OLD)
     try:
         yield aside
         for file in aside.rglob("*"):
@@ -72,22 +83,64 @@ def replace_folder(path: str | Path) -> Generator[Path]:
                 _flush(file)
                 # safetensors writes for its owner's eyes only.
                 file.chmod(0o666 & ~_umask())
-        # No system swaps folders in one portable step: the old one steps aside, and comes back if the rename fails.
-        try:
-            if target.exists():
-                target.rename(old)
-            aside.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        if not (os.path.lexists(target) and _exchange(aside, target)):
+            _step_aside(target, aside, old)
     except OSError as error:
         if isinstance(error, OutputError | CheckpointError):
             raise
         raise OutputError(_cannot_write(target, error, old)) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        # After an exchange this is the old one.
+        remove(aside)
+
+
+def _step_aside(target: Path, aside: Path, old: Path) -> None:
+    """In two steps, where no system call does it in one: the old folder comes back if the new one cannot come."""
+    try:
+        if os.path.lexists(target):
+            target.rename(old)
+        aside.rename(target)
+    except BaseException:
+        if os.path.lexists(old):
+            old.rename(target)
+        raise
+    remove(old)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two names change places in one step; False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link but not what it points to; nothing, if it is not there.
+
+    What the system does not let go of stays.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove what a killed process left beside the files and folders `names` while it wrote them.
+
+    An old folder that had stepped aside, and whose place was not taken, comes back.
+    """
+    for path in sorted(folder.iterdir()):
+        for name in names:
+            rest = _ASIDE.fullmatch(path.name.removeprefix(f".{name}.")) if path.name.startswith(f".{name}.") else None
+            if rest is None or rest["end"] not in (None, _OLD, Path(name).suffix):
+                continue
+            if rest["end"] == _OLD and not os.path.lexists(folder / name):
+                path.rename(folder / name)
+            else:
+                remove(path)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """The command line. Verbs parse, call and print; whatever is slow to import is imported when a verb runs."""
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -19,8 +20,8 @@ from pruning_adapter.errors import PruningAdapterError
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130
-"""Exit status that Typer makes of Ctrl-C."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit status that Typer makes of Ctrl-C, and the shell of SIGTERM."""
 
 app = typer.Typer(
     name="pruning-adapter",
@@ -42,6 +43,14 @@ def about(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line; errors that we foresee are one line and exit status 2."""
+    told = list[int]()
+
+    def terminate(number: int, _: object) -> NoReturn:
+        # As Ctrl-C: what is being written is taken back before the process ends. Clusters ask so before they kill.
+        told.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         app()
     except PruningAdapterError as error:
@@ -53,7 +62,11 @@ def main() -> None:
         if end.code == INTERRUPTED:
             again = "the same command" if "reproduce" in sys.argv[1:2] else "--resume"
             typer.secho(f"Interrupted. Go on with {again}.", err=True)
+            if told:
+                sys.exit(TERMINATED)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str) -> NoReturn:

@@ -96,13 +96,14 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
 
 def _lock(folder: Path, *, only_if_there: bool = False) -> None:
     """Hold the folder of this process's run, and let go of an earlier one's."""
-    from pruning_adapter.run_folder import lock_folder
+    from pruning_adapter.run_folder import clear_leftovers, lock_folder
 
     while _HELD:
         _HELD.pop().release()
     # What is refused must not leave an empty folder.
     if folder.is_dir() or not only_if_there:
         _HELD.append(lock_folder(folder))
+        clear_leftovers(folder)
 
 
 def read_run(folder: Path, given: Mapping[str, Any]) -> "Run":

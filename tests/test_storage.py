@@ -285,7 +285,7 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(
 
 def test_what_a_killed_process_left_goes_and_nothing_else(old_folder: Path) -> None:
     folder = old_folder.parent
-    asides = (".folder.abcd_123", ".plan.json.abcd_123.json", ".folder.efgh4567.old")
+    asides = (".folder.abcd_123", "..folder.abcd_123.efgh4567", ".plan.json.abcd_123.json", ".folder.efgh4567.old")
     others = (
         ".folder.mine",
         ".other.abcd_123",

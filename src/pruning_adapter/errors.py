@@ -14,8 +14,16 @@ __all__ = [
 ]
 
 
+LONGEST = 1500
+
+
 class PruningAdapterError(Exception):
     """Base of every error this library raises on purpose."""
+
+    def __str__(self) -> str:
+        # A damaged file may hold values of any length, and messages quote values.
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 500]} [...] {text[-400:]}"
 
 
 class ArchitectureError(PruningAdapterError, ValueError):

@@ -190,12 +190,14 @@ class Run:
         base = self.load_base()
         if not self.prune_after:
             return base
-        path = self.folder / "start"
+        path, checkpoints = self.folder / "start", self.folder / "start-checkpoints"
         if not path.exists():
-            self._train_start(base, path)
+            self._train_start(base, path, checkpoints)
             base = self.load_base()
         else:
             self._check_start(base, path)
+        # Also those of a run that was killed as soon as start/ was there.
+        shutil.rmtree(checkpoints, ignore_errors=True)
         # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
         started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed)
         # It is still that model to those who read what is saved.
@@ -211,9 +213,8 @@ class Run:
                 "`pruning-adapter importance --overwrite`."
             )
 
-    def _train_start(self, base: BaseModel, path: Path) -> None:
+    def _train_start(self, base: BaseModel, path: Path, checkpoints: Path) -> None:
         _LOGGER.info("the dense model trains for %.0f %% of the steps, then units go", 100 * self.prune_after)
-        checkpoints = self.folder / "start-checkpoints"
         stopped = last_complete_checkpoint(checkpoints)
         if stopped is None or not (stopped / MOMENTS).exists():
             # As LoRA on a model that stays dense begins.
@@ -229,7 +230,6 @@ class Run:
             for file in (*KEPT_FILES, "adapter_config.json", "adapter_model.safetensors"):
                 shutil.copy(stopped / file, aside / CHECKPOINT)
             write_json(aside / "training.json", {"kind": TRAINING, "base": identify(base.model).fingerprint})
-        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def _adapt_whole(self, base: BaseModel) -> nn.Module:
         """LoRA on the dense model, of the lowest rank that the plan of ranks will give: ranks only grow."""
@@ -385,15 +385,19 @@ class Run:
     def train(self) -> None:
         """Train by the method; writes adapter/ (for "full": merged/) and training.json."""
         trained = self.folder / ("merged" if self.method == "full" else "adapter")
-        if trained.exists() and (self.folder / "training.json").exists():
-            return
+        checkpoints = self.folder / "checkpoints"
+        if not (trained.exists() and (self.folder / "training.json").exists()):
+            self._train_to_the_end(checkpoints)
+        # Also those of a run that was killed as soon as training.json was there.
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def _train_to_the_end(self, checkpoints: Path) -> None:
         plan, ranks = self.plan() if self.method == "prune-lora" else (None, None)
         base = self.load_adapted_base()
         # Whatever was drawn before: a run that goes on draws less.
         set_seed(self.settings.seed)
         model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
         trainable = count_trainable(model)
-        checkpoints = self.folder / "checkpoints"
         if plan is not None and self.prune_after and last_complete_checkpoint(checkpoints) is None:
             carry_checkpoint(
                 self.folder / "start" / CHECKPOINT,
@@ -407,7 +411,6 @@ class Run:
         self._save_trained(model)
         content = {"kind": TRAINING, "trainable_parameters": trainable, "history": history}
         write_json(self.folder / "training.json", {**content, "versions": versions()})
-        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def _train_(self, model: nn.Module, checkpoints: Path, *, stop_after: float = 1.0) -> list[dict[str, float]]:
         """Train, to the end or for a share of the steps; a training that was interrupted goes on."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from pruning_adapter.architectures.spec import Kind
 from pruning_adapter.errors import CheckpointError, DataError, ImportanceError, OutputError, PlanError, TrainingError
@@ -275,9 +275,13 @@ class Settings:
         content.pop("kind")
         unknown = sorted(set(content) - {field.name for field in fields(cls)})
         if unknown:
-            raise CheckpointError(f"{path} holds the unknown setting {unknown[0]!r}; another release wrote it.")
+            raise CheckpointError(f"{path} holds the unknown setting {unknown[0][:80]!r}; another release wrote it.")
+        hints = get_type_hints(cls)
         try:
             content["text_columns"] = tuple(content.get("text_columns", ()))
+            for name, value in content.items():
+                if not _is_of(value, hints[name]):
+                    raise TypeError(f"{name} is {value!r}")
             return cls(**content)
         except TypeError as error:
             raise CheckpointError(f"{path} is damaged: {error}.") from error
@@ -307,3 +311,16 @@ class Settings:
                     f"{path} was begun with {field.name}={was!r}, now {field.name}={now!r} was given. Resume with the "
                     f"same settings, or {otherwise}."
                 )
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether `value` is of a type such as the fields above have."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint) if isinstance(value, str) else False
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(isinstance(each, str) for each in cast("tuple[Any, ...]", value))
+    if get_args(hint):
+        return any(_is_of(value, each) for each in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint

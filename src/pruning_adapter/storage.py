@@ -6,10 +6,13 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
+
+from safetensors import SafetensorError
 
 from pruning_adapter.errors import CheckpointError, OutputError
 
@@ -18,8 +21,8 @@ __all__ = ["read_json", "remove", "remove_leftovers", "replace_file", "replace_f
 # Plans, scores and results are a few kilobytes; a file far beyond that is not one of ours.
 MAX_JSON_BYTES = 64 * 2**20
 
-# What `tempfile` puts behind a name, and what follows it here.
-_ASIDE = re.compile(r"[a-z0-9_]{8}(?P<end>\.\w+)?")
+# What `tempfile` puts behind a name, once more for what is written aside within what is, and what follows it here.
+_ASIDE = re.compile(r"\.+(?P<name>.+?)(?:\.[a-z0-9_]{8})+(?P<end>\.[a-z]+)?")
 _OLD = ".old"
 # Of Linux's renameat2 (since 3.15).
 _HERE, _EXCHANGE = -100, 2
@@ -85,7 +88,7 @@ def replace_folder(path: str | Path) -> Generator[Path]:
                 file.chmod(0o666 & ~_umask())
         if not (os.path.lexists(target) and _exchange(aside, target)):
             _step_aside(target, aside, old)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if isinstance(error, OutputError | CheckpointError):
             raise
         raise OutputError(_cannot_write(target, error, old)) from error
@@ -133,14 +136,13 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
     An old folder that had stepped aside, and whose place was not taken, comes back.
     """
     for path in sorted(folder.iterdir()):
-        for name in names:
-            rest = _ASIDE.fullmatch(path.name.removeprefix(f".{name}.")) if path.name.startswith(f".{name}.") else None
-            if rest is None or rest["end"] not in (None, _OLD, Path(name).suffix):
-                continue
-            if rest["end"] == _OLD and not os.path.lexists(folder / name):
-                path.rename(folder / name)
-            else:
-                remove(path)
+        found = _ASIDE.fullmatch(path.name)
+        if found is None or found["name"] not in names or found["end"] not in (None, _OLD, Path(found["name"]).suffix):
+            continue
+        if found["end"] == _OLD and not os.path.lexists(folder / found["name"]):
+            path.rename(folder / found["name"])
+        else:
+            remove(path)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -168,7 +170,8 @@ def read_json(path: str | Path, *, kind: str) -> dict[str, Any]:
         if source.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{source} is larger than {MAX_JSON_BYTES} bytes: this is not a {kind} file.")
         # Some editors mark UTF-8 with a byte order mark, and these files are edited by people.
-        value = json.loads(source.read_text(encoding="utf-8-sig"))
+        text = source.read_text(encoding="utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{source} is not readable as a {kind} ({error}): it is damaged or cut short. Make it again."
@@ -184,6 +187,19 @@ def read_json(path: str | Path, *, kind: str) -> dict[str, Any]:
     return content
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON leaves open which of two equal keys counts; whoever reads the file might see the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _flush(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -195,6 +211,6 @@ def _umask() -> int:
     return mask
 
 
-def _cannot_write(target: Path, error: OSError, old: Path | None = None) -> str:
+def _cannot_write(target: Path, error: Exception, old: Path | None = None) -> str:
     kept = f"in {old}" if old is not None and old.exists() else "untouched"
-    return f"Cannot write {target}: {error.strerror or error}. What was there before is {kept}."
+    return f"Cannot write {target}: {getattr(error, 'strerror', None) or error}. What was there before is {kept}."

@@ -159,7 +159,7 @@ def test_scores_of_another_model_are_refused() -> None:
     ("changes", "message"),
     [
         ({"ranks": (4, 4, 4)}, r"3 ranks were given for 'made/up', bert, 4 blocks .*; give one a block"),
-        ({"ranks": (4, -1, 4, 4)}, "Block 1 has rank -1; a rank is a whole number from 0"),
+        ({"ranks": (4, -1, 4, 4)}, "Block 1 has rank -1; a rank is a whole number in 0-65536"),
         ({"ranks": (4, 2.0, 4, 4)}, r"Block 1 has rank 2\.0; a rank is"),
         ({"ranks": (4, True, 4, 4)}, "Block 1 has rank True; a rank is"),
         ({"ranks": (4, "4", 4, 4)}, "Block 1 has rank '4'; a rank is"),

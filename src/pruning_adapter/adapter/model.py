@@ -1,7 +1,7 @@
 """`PruneLoraModel`: the tuner behind `PruneLoraConfig`. It prunes, then lets PEFT's LoRA do what it does."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from peft import LoraModel
@@ -14,7 +14,7 @@ from pruning_adapter.adapter.linear import QuickLinear, read_together_
 from pruning_adapter.adapter.norms import remember_inputs_
 from pruning_adapter.adapter.quantize import is_packed
 from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
-from pruning_adapter.architectures.sites import Site, find_all_sites, spec_of
+from pruning_adapter.architectures.sites import Site, find_all_sites, find_stacks, spec_of
 from pruning_adapter.errors import AdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.planning.rank_plan import ROLES
@@ -52,6 +52,8 @@ class PruneLoraModel(LoraModel):
                 read_together_([site.block.get_submodule(part.path) for part in site.readers_of_one_input])
         if config.quick_linear:
             remember_inputs_(base)
+        if not hasattr(self, "_guard"):
+            self._guard = self.register_load_state_dict_pre_hook(_refuse_weights_of_blocks)
 
     def _check_merge_allowed(self) -> None:
         """See PEFT's `BaseTuner`, which asks before every merge."""
@@ -72,6 +74,27 @@ class PruneLoraModel(LoraModel):
         # Where the weights lie is a fact, so nobody needs to say it.
         lora_config.fan_in_fan_out = kind is Conv1D
         return QuickLinear(target, adapter_name, config=lora_config, is_target_conv_1d_layer=kind is Conv1D, **kwargs)
+
+
+def _refuse_weights_of_blocks(tuner: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """An adapter's file may hold what the adapter trains. PEFT would put any other weight that it holds into place too.
+
+    A state that holds all of the blocks is one of the whole model, as processes that share weights load it; embeddings
+    may come with an adapter that extended the vocabulary.
+    """
+    base = cast(Any, tuner).model
+    home = {id(weight) for _, block, _ in find_stacks(base) for weight in block.parameters()}
+    blocks = {
+        f"{prefix}{name}"
+        for name, weight in tuner.named_parameters()
+        if id(weight) in home and "lora_" not in name and ".modules_to_save." not in name
+    }
+    carried = sorted(blocks & set(state))
+    if carried and len(carried) < len(blocks):
+        raise AdapterError(
+            f"The adapter carries weights of the base itself ({carried[0]!r}, {len(carried)} in all), which it must "
+            "not replace. It was damaged or tampered with; take it from its source again."
+        )
 
 
 def _ensure_pruned_(model: nn.Module, config: PruneLoraConfig) -> None:

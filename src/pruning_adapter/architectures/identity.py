@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning_adapter.architectures.ranges import from_ranges, to_ranges
+from pruning_adapter.architectures.ranges import lists_from_ranges, to_ranges
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
 from pruning_adapter.architectures.sites import (
     base_of,
@@ -92,7 +92,7 @@ class PrunedState:
                 )
             dense = ModelIdentity.from_json(value["dense"])
             heads = tuple(tuple(heads) for heads in value["kept_heads"])
-            neurons = tuple(from_ranges(ranges) for ranges in value["kept_neurons"])
+            neurons = lists_from_ranges(value["kept_neurons"])
             fingerprint, blocks = value["fingerprint"], tuple(int(count) for count in value["stack_blocks"])
             fits = _fit(heads, dense.sites) and _fit(neurons, dense.feed_forwards)
             reconstructed, macs = str(value["reconstructed"]), value["macs"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from pruning_adapter.architectures.ranges import MOST_UNITS
 from pruning_adapter.architectures.spec import GROUP_ROLES, Kind
 from pruning_adapter.architectures.unit_index import kept_groups
 from pruning_adapter.errors import CheckpointError
@@ -229,12 +230,16 @@ def _fold(sites: Sequence[SiteShape]) -> list[dict[str, Any]]:
 
 
 def _unfold(entries: Sequence[Mapping[str, Any]], kind: Kind) -> tuple[SiteShape, ...]:
-    sites: list[SiteShape] = []
+    sites, left = list[SiteShape](), MOST_UNITS
     for entry in entries:
         repeat = int(entry["repeat"])
         if not 0 < repeat <= 10_000:
             raise ValueError(f"repeat is {repeat}")
-        sites += [SiteShape.from_json(entry, kind)] * repeat
+        site = SiteShape.from_json(entry, kind)
+        left -= repeat * max(1, site.units)
+        if left < 0:
+            raise ValueError(f"no model has so many {kind}")
+        sites += [site] * repeat
     return tuple(sites)
 
 

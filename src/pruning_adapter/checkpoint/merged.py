@@ -9,6 +9,7 @@ from torch import nn
 from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
 from pruning_adapter.architectures.sites import is_plain
 from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
+from pruning_adapter.checkpoint.shards import read_index
 from pruning_adapter.errors import AdapterError, CheckpointError, OutputError
 from pruning_adapter.storage import replace_folder
 from pruning_adapter.surgery.fuse import fuse_
@@ -92,6 +93,8 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     location = str(path)
     if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
         raise CheckpointError(f"{location} has no config.json, so it holds no model saved by save_pruned.")
+    # Transformers would follow an index out of the folder.
+    read_index(Path(location))
     try:
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
         config = transformers.AutoConfig.from_pretrained(location, **hub)

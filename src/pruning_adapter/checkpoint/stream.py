@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pruning_adapter.architectures.identity import CONFIG_FIELD, Fingerprint, block_parameters, identify
 from pruning_adapter.architectures.sites import find_all_sites, stores_inputs_first
 from pruning_adapter.checkpoint.merged import find_class
+from pruning_adapter.checkpoint.shards import INDEX, read_index
 from pruning_adapter.errors import CheckpointError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.storage import replace_folder
@@ -23,7 +24,6 @@ from pruning_adapter.surgery.prune import check_identity_fits, cut_
 
 __all__ = ["prune_checkpoint"]
 
-INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 
 
@@ -168,22 +168,17 @@ class _Source:
         self._file_of: dict[str, Path] = {}
         self._open: tuple[Path, Any] | None = None
         try:
-            if (folder / INDEX).is_file():
-                listed = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-                self._file_of = {str(name): self._inside(str(file)) for name, file in listed.items()}
-            elif (folder / WHOLE).is_file():
+            self._file_of = read_index(folder)
+            if not self._file_of and (folder / WHOLE).is_file():
                 self._file_of = dict.fromkeys(self._keys(folder / WHOLE), folder / WHOLE)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, CheckpointError):
+                raise
             raise CheckpointError(f"{folder} is damaged: {error}") from error
         if not self._file_of:
             raise CheckpointError(f"{folder} has neither {WHOLE} nor {INDEX}. Save the model in safetensors.")
         by_file = sorted(self._file_of, key=lambda key: (str(self._file_of[key]), key))
         self._key_of = dict(zip(_todays_names(model, by_file), by_file, strict=True))
-
-    def _inside(self, file: str) -> Path:
-        if Path(file).name != file:
-            raise CheckpointError(f"{self.folder / INDEX} names {file!r}, which is no file of that folder.")
-        return self.folder / file
 
     def _keys(self, file: Path) -> list[str]:
         with safe_open(file, framework="pt") as opened:

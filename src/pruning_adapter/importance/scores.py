@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pruning_adapter.architectures.ranges import from_ranges, to_ranges
+from pruning_adapter.architectures.ranges import lists_from_ranges, to_ranges
 from pruning_adapter.architectures.shapes import ModelIdentity
 from pruning_adapter.architectures.spec import Kind
 from pruning_adapter.costs.macs import ModelMacs
@@ -205,7 +205,7 @@ class ImportanceScores:
                 heads=_tensors(content["heads"]),
                 kept_heads=tuple(tuple(int(head) for head in block) for block in content["kept_heads"]),
                 neurons=_tensors(content["neurons"]),
-                kept_neurons=tuple(from_ranges(ranges) for ranges in content["kept_neurons"]),
+                kept_neurons=lists_from_ranges(content["kept_neurons"]),
                 macs=ModelMacs.from_json(content["macs"]),
                 order=content["order"],
                 model=ModelIdentity.from_json(content["model"]),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from pruning_adapter.architectures.ranges import from_ranges, to_ranges
+from pruning_adapter.architectures.ranges import lists_from_ranges, to_ranges
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
 from pruning_adapter.architectures.unit_index import kept_groups
 from pruning_adapter.costs.macs import ModelMacs
@@ -210,7 +210,7 @@ class PruningPlan:
             return cls(
                 model=ModelIdentity.from_json(value["model"]),
                 kept_heads=tuple(tuple(block) for block in cast("list[list[int]]", kept)),
-                kept_neurons=tuple(from_ranges(ranges) for ranges in value["kept_neurons"]),
+                kept_neurons=lists_from_ranges(value["kept_neurons"]),
                 macs=ModelMacs.from_json(value["macs"]),
                 reconstruct=value["reconstruct"],
                 dense_parameters=int(value["dense_parameters"]),

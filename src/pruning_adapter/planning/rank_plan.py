@@ -6,7 +6,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pruning_adapter.architectures.ranges import from_ranges, to_ranges
+from pruning_adapter.architectures.ranges import lists_from_ranges, to_ranges
 from pruning_adapter.architectures.shapes import ModelIdentity
 from pruning_adapter.architectures.spec import ATTENTION_ROLES, FEED_FORWARD_ROLES, Kind
 from pruning_adapter.errors import CheckpointError, PlanError
@@ -18,6 +18,8 @@ from pruning_adapter.storage import read_json, write_json
 __all__ = ["ALL_ROLES", "ROLES", "TARGETS", "RankPlan", "Target", "plan_ranks"]
 
 KIND = "pruning-adapter ranks"
+HIGHEST_RANK = 2**16
+"""More than any linear map has rows; beyond it a wrong file would fill the memory."""
 SCHEMA = 2
 ROLES = ("query", "key", "value", "output")
 """What the paper adapts."""
@@ -65,8 +67,8 @@ class RankPlan:
             if len(ranks) != len(keeps):
                 raise PlanError(f"{len(ranks)} ranks were given for {self.model}; give one a block.")
             for block, (rank, kept) in enumerate(zip(ranks, keeps, strict=True)):
-                if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-                    raise PlanError(f"Block {block} has rank {rank!r}; a rank is a whole number from 0.")
+                if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= HIGHEST_RANK:  # pyright: ignore[reportUnnecessaryIsInstance]
+                    raise PlanError(f"Block {block} has rank {rank!r}; a rank is a whole number in 0-{HIGHEST_RANK}.")
                 if rank and not kept:
                     what = "heads" if keeps is self.kept_heads else "neurons"
                     raise PlanError(f"Block {block} has rank {rank}, but no {what}; give it rank 0.")
@@ -134,7 +136,7 @@ class RankPlan:
             return cls(
                 model=ModelIdentity.from_json(value["model"]),
                 kept_heads=tuple(tuple(block) for block in value["kept_heads"]),
-                kept_neurons=tuple(from_ranges(ranges) for ranges in value["kept_neurons"]),
+                kept_neurons=lists_from_ranges(value["kept_neurons"]),
                 ranks=tuple(value["ranks"]),
                 feed_forward_ranks=tuple(value["feed_forward_ranks"]),
                 roles=tuple(value["roles"]),

@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from pruning_adapter.errors import TrainingError
+from pruning_adapter.errors import OutputError, TrainingError
 from pruning_adapter.training.distill import TEACHER, distillation_loss
 from pruning_adapter.training.faults import EXAMPLE, LossWatch, check_features, number_features
 from pruning_adapter.training.length_groups import LengthGroups
@@ -86,6 +86,7 @@ def train_(
         What was logged: dicts with step and epoch, and loss, learning_rate and grad_norm, or eval_<name>.
 
     Raises:
+        OutputError: a checkpoint that cannot be written.
         TrainingError: examples that the model cannot learn from (see `check_features`), a loss that is not a finite
             number, or a batch size that `accumulate` does not divide.
     """
@@ -194,6 +195,16 @@ class _Trainer(Trainer):
             loss = found[0] if return_outputs else found
             self.watch.note(loss, place=self._place(), examples=examples, alone=alone)
         return found
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        # PyTorch's writer knows no other kind than the last.
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise OutputError(
+                f"Cannot write a checkpoint into {self.args.output_dir}: {error}. Make room, or let it be written; "
+                "then go on with --resume."
+            ) from error
 
     def _place(self) -> str:
         steps = math.ceil(self.state.max_steps / max(self.args.num_train_epochs, 1e-9)) or 1

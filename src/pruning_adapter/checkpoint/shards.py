@@ -1,0 +1,31 @@
+"""The index of a checkpoint in several files: which file holds which weight."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pruning_adapter.errors import CheckpointError
+
+__all__ = ["INDEX", "read_index"]
+
+INDEX = "model.safetensors.index.json"
+
+
+def read_index(folder: Path) -> dict[str, Path]:
+    """The file of every weight of the checkpoint in `folder`; empty if that has no index.
+
+    Raises:
+        CheckpointError: a damaged index, or one that names files elsewhere.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        listed: dict[Any, Any] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): str(file) for name, file in listed.items()}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    for file in set(files.values()):
+        if Path(file).name != file:
+            raise CheckpointError(f"{path} names {file!r}, which is no file of that folder.")
+    return {name: folder / file for name, file in files.items()}

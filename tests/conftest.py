@@ -19,6 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--moments", type=int, default=4, help="At how many moments the tests in tests/torture kill a run."
     )
+    parser.addoption("--many", action="store_true", help="Damage files in ten times as many ways.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--many"):
+        settings.load_profile("many")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

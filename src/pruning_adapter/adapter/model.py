@@ -149,7 +149,7 @@ def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
     wanted = [*(config.modules_to_save or ()), *(spec.norms if config.train_norms else ())]
     if config.task_type == "SEQ_CLS":
         wanted += spec.heads
-    if set(spec.heads) & set(wanted):
+    if config.task_type == "SEQ_CLS" or {"classifier", "score"}.intersection(wanted):
         _note_labels(config, cast(Any, base_of(model)).config)
     config.modules_to_save = list(dict.fromkeys(wanted)) or None
 

@@ -37,7 +37,8 @@ def prepare(pack: TaskPack, base: nn.Module, identity: ModelIdentity) -> TaskPac
     config = cast(Any, model).config
     noted = {name: getattr(config, name) for name in (CONFIG_FIELD, "pruned_heads") if hasattr(config, name)}
     # Exactly what saving this very model would write.
-    wanted = get_peft_model_state_dict(cast(Any, _attach(pack, model)), save_embedding_layers=False)
+    adapted = cast(Any, _attach(pack, model, allocate=True))
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     missing, strange = sorted(wanted.keys() - pack.tensors.keys()), sorted(pack.tensors.keys() - wanted.keys())
     strange += [name for name in wanted.keys() - {*missing} if wanted[name].shape != pack.tensors[name].shape]
     if missing or strange:
@@ -69,8 +70,11 @@ def build(pack: TaskPack, base: nn.Module, identity: ModelIdentity, *, merge: bo
     config = cast(Any, model).config
     for name, value in cast("Mapping[str, Any]", pack.noted).items():
         setattr(config, name, copy.deepcopy(value))
-    adapted = cast(Any, _attach(pack, model, quick_linear=pack.config.quick_linear and not merge))
-    set_peft_model_state_dict(adapted, dict(pack.tensors), low_cpu_mem_usage=True)
+    # PEFT rounds weights that it need not allocate to the type of the base.
+    types = {tensor.dtype for tensor in (*base.parameters(), *pack.tensors.values())}
+    allocate, quick = len(types) > 1, pack.config.quick_linear and not merge
+    adapted = cast(Any, _attach(pack, model, allocate=allocate, quick_linear=quick))
+    set_peft_model_state_dict(adapted, dict(pack.tensors), low_cpu_mem_usage=not allocate)
     if merge:
         _own_adapted_weights_(adapted, base)
         adapted = adapted.merge_and_unload()
@@ -99,14 +103,14 @@ def _share(base: nn.Module) -> nn.Module:
     return copy.deepcopy(base, memo).eval()
 
 
-def _attach(pack: TaskPack, model: nn.Module, **changes: Any) -> nn.Module:
-    """A PEFT model whose adapter has no weights yet."""
+def _attach(pack: TaskPack, model: nn.Module, *, allocate: bool = False, **changes: Any) -> nn.Module:
+    """A PEFT model whose LoRA has no weights yet, or with `allocate` random ones."""
     config = copy.copy(pack.config)
     config.inference_mode = True
     for name, value in changes.items():
         setattr(config, name, value)
-    with already_fits(model):
-        return cast(nn.Module, get_peft_model(cast(Any, model), config, low_cpu_mem_usage=True))
+    with already_fits(model), torch.random.fork_rng(devices=()):
+        return cast(nn.Module, get_peft_model(cast(Any, model), config, low_cpu_mem_usage=not allocate))
 
 
 def _own_adapted_weights_(adapted: nn.Module, base: nn.Module) -> None:
@@ -114,9 +118,11 @@ def _own_adapted_weights_(adapted: nn.Module, base: nn.Module) -> None:
     bases = {tensor.untyped_storage().data_ptr() for tensor in base.parameters()}
     for module in adapted.modules():
         if hasattr(module, "lora_A"):
-            for weight in cast(Any, module).get_base_layer().parameters():
-                if weight.untyped_storage().data_ptr() in bases:
-                    weight.data = weight.data.clone()
+            layer = cast(Any, module).get_base_layer()
+            changed = [layer.weight, *([layer.bias] if any(cast(Any, module).lora_bias.values()) else [])]
+            for tensor in changed:
+                if tensor.untyped_storage().data_ptr() in bases:
+                    tensor.data = tensor.data.clone()
 
 
 def _make_room_for_head_(model: nn.Module, pack: TaskPack) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -94,7 +95,8 @@ class PrunedTasks:
         self._source: str | None = None
         if isinstance(base, str | Path):
             self._source = str(base)
-            loaded = load_base(self._source, label_names=(), seed=None)
+            with torch.random.fork_rng(devices=()):
+                loaded = load_base(self._source, label_names=(), seed=None)
             # Shared parts then lie as those of a saved model do once it is loaded, and give the same bits.
             align_(loaded.model)
             self._fresh = loaded.fresh

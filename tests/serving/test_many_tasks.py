@@ -115,6 +115,21 @@ def test_lora_beside_the_weights_gives_to_the_bit_what_the_adapter_gives(family:
     assert_same_bits(bits(base), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}])
+def test_kinds_of_lora_are_as_alone_and_the_base_stays(
+    options: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    base = make_model("bert", dtype=dtype)
+    before = bits(base)
+    folder = save_pack(tmp_path / "pack", make_model("bert", dtype=dtype), make_plan(base, {0: [1]}), **options)
+    merged = alone(make_model("bert", dtype=dtype), folder)
+    tasks = pa.PrunedTasks(base, {"task": folder}, cache=0)
+    for _ in range(2):
+        assert_same_bits(bits(tasks.model("task")), bits(merged))
+        assert_same_bits(bits(base), before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_bases_type_is_kept_and_lora_is_added_in_its_own(dtype: torch.dtype, tmp_path: Path) -> None:
     base, batch = make_model("bert", dtype=dtype), make_batch()

@@ -74,6 +74,9 @@ def build(pack: TaskPack, base: nn.Module, identity: ModelIdentity, *, merge: bo
     types = {tensor.dtype for tensor in (*base.parameters(), *pack.tensors.values())}
     allocate, quick = len(types) > 1, pack.config.quick_linear and not merge
     adapted = cast(Any, _attach(pack, model, allocate=allocate, quick_linear=quick))
+    if pack.config.bias != "none":
+        # Biases that trained are loaded over the base's.
+        _own_([tensor for name, tensor in adapted.named_parameters() if name.endswith("bias")], base)
     set_peft_model_state_dict(adapted, dict(pack.tensors), low_cpu_mem_usage=not allocate)
     if merge:
         _own_adapted_weights_(adapted, base)
@@ -115,14 +118,19 @@ def _attach(pack: TaskPack, model: nn.Module, *, allocate: bool = False, **chang
 
 def _own_adapted_weights_(adapted: nn.Module, base: nn.Module) -> None:
     """Copy what the merge will add to, as far as it is still the base's memory."""
-    bases = {tensor.untyped_storage().data_ptr() for tensor in base.parameters()}
+    tensors: list[Tensor] = []
     for module in adapted.modules():
         if hasattr(module, "lora_A"):
             layer = cast(Any, module).get_base_layer()
-            changed = [layer.weight, *([layer.bias] if any(cast(Any, module).lora_bias.values()) else [])]
-            for tensor in changed:
-                if tensor.untyped_storage().data_ptr() in bases:
-                    tensor.data = tensor.data.clone()
+            tensors += [layer.weight, *([layer.bias] if any(cast(Any, module).lora_bias.values()) else [])]
+    _own_(tensors, base)
+
+
+def _own_(tensors: Iterable[Tensor], base: nn.Module) -> None:
+    bases = {tensor.untyped_storage().data_ptr() for tensor in base.parameters()}
+    for tensor in tensors:
+        if tensor.untyped_storage().data_ptr() in bases:
+            tensor.data = tensor.data.clone()
 
 
 def _make_room_for_head_(model: nn.Module, pack: TaskPack) -> None:

@@ -23,6 +23,7 @@ ORDER = (
     ("adapter", "checkpoint", "hooks"),
     ("training", "demo"),
     ("evaluation",),
+    ("serving",),
     ("reporting",),
     ("settings", "run_folder"),
     ("decide",),

@@ -2,22 +2,28 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import BertTokenizer
 
+import pruning_adapter as pa
+from conformance import make_plan
 from pruning_adapter.architectures.table import supported_table
 from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
 from pruning_adapter.costs.macs import count_macs
 from pruning_adapter.demo import find_demo_encoder
 from pruning_adapter.errors import DataError
+from pruning_adapter.training.base_model import load_base
 from tiny import make_batch, make_model
+from tiny_encoder import save_tiny_encoder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+MANY_TASKS = (ROOT / "docs" / "many-tasks.md").read_text(encoding="utf-8")
 
 
 def code_blocks(text: str) -> list[str]:
@@ -28,7 +34,7 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n", encoding="utf-8")
-    paper, budget = code_blocks(README)
+    paper, budget, _ = code_blocks(README)
     code = paper.replace("top_blocks=4", "top_blocks=1")
     names: dict[str, Any] = {
         "model": make_model("bert"),
@@ -43,6 +49,22 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
     dense = make_model("bert", max_position_embeddings=128)
     assert count_macs(names["model"], length=128) <= 0.5 * count_macs(dense, length=128)
     assert (tmp_path / "smaller" / "model.safetensors").is_file()
+
+
+def test_the_examples_of_many_tasks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    encoder = save_tiny_encoder(tmp_path / "encoder")
+    for number, name in enumerate(("mrpc", "sst2")):
+        model = load_base(str(encoder), label_names=("no", "yes"), seed=number).model
+        config = pa.PruneLoraConfig(pruning=make_plan(model, {number: [1]}), task_type="SEQ_CLS")
+        adapted: Any = get_peft_model(cast(Any, model), config)
+        adapted.save_pretrained(f"{name}-run/adapter", save_embedding_layers=False)
+    (page,) = code_blocks(MANY_TASKS)
+    for code in (page, code_blocks(README)[2]):
+        exec(code, {"pa": pa})
+    assert "('sst2', 'mrpc') ('sst2',)" in capsys.readouterr().out
 
 
 def test_the_table_of_supported_models_is_the_registrys() -> None:
@@ -64,7 +86,7 @@ def test_commands_and_options_of_the_readme_exist() -> None:
     from pruning_adapter.cli import app
 
     commands: dict[str, Any] = typer.main.get_command(app).commands  # pyright: ignore
-    for page in (README, TUTORIAL):
+    for page in (README, TUTORIAL, MANY_TASKS):
         for line in re.findall(r"^pruning-adapter (.*(?:\\\n.*)*)", page, flags=re.MULTILINE):
             verb, *words = line.replace("\\\n", " ").split()
             known = {option for parameter in commands[verb].params for option in parameter.opts}

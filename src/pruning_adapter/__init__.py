@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         reversed_importance,
     )
     from pruning_adapter.planning import PruningPlan, RankPlan, plan_pruning, plan_ranks
+    from pruning_adapter.serving import PrunedTasks
     from pruning_adapter.surgery import prune_, reconstruct_
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "ImportanceScores",
     "LatencyTable",
     "PruneLoraConfig",
+    "PrunedTasks",
     "PruningPlan",
     "RankPlan",
     "gated",
@@ -83,6 +85,7 @@ _HOME = {
     "RankPlan": "planning",
     "plan_pruning": "planning",
     "plan_ranks": "planning",
+    "PrunedTasks": "serving",
     "prune_": "surgery",
     "reconstruct_": "surgery",
 }

@@ -209,6 +209,19 @@ def test_an_adapter_that_carries_weights_of_the_blocks_is_refused(count: int) ->
         PeftModel.from_pretrained(base, str(folder))
 
 
+def test_biases_that_an_adapter_trains_are_its_own(tmp_path: Path) -> None:
+    base = make_model("bert", dtype=torch.float32)
+    config = pa.PruneLoraConfig(pruning=make_plan(base, {0: [1]}), task_type="SEQ_CLS", bias="all")
+    adapted: Any = get_peft_model(base, config)
+    name, bias = next(
+        (name, bias) for name, bias in adapted.named_parameters() if name.endswith("intermediate.dense.bias")
+    )
+    bias.data.add_(1)
+    adapted.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    again = PeftModel.from_pretrained(make_model("bert", dtype=torch.float32), str(tmp_path))
+    assert torch.equal(again.get_parameter(name), bias)
+
+
 def test_a_state_of_the_whole_model_still_loads() -> None:
     first, second = (PeftModel.from_pretrained(make_model("bert"), str(adapter())) for _ in range(2))
     second.load_state_dict(first.state_dict())

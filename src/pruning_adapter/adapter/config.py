@@ -32,6 +32,9 @@ class PruneLoraConfig(LoraConfig):
         train_norms: whether the normalisation layers train, as in the paper.
         quick_linear: compute LoRA linears in fewer products, to the same result, where nothing stands against it (LoRA
             dropout, several active adapters, variants such as DoRA). Files do not depend on it.
+        label_names: what the classes that the saved task head tells apart are called, in the order of their numbers;
+            filled in at injection, from the base's config.
+        problem_type: Transformers' name for what the task head predicts; filled in likewise.
         allow_other_weights: accept a base of the same sizes with other weights than the plan was made for. The adapter
             then remembers that base instead.
 
@@ -46,6 +49,8 @@ class PruneLoraConfig(LoraConfig):
     base_fingerprint: str | None = field(
         default=None, metadata={"help": "Of a reconstructed base, filled in at injection."}
     )
+    label_names: list[str] | None = field(default=None, metadata={"help": "Class names, filled in at injection."})
+    problem_type: str | None = field(default=None, metadata={"help": "What the head predicts, filled in likewise."})
     allow_other_weights: bool = field(default=False, metadata={"help": "Accept a base with other weights."})
 
     def __post_init__(self) -> None:

@@ -1,7 +1,9 @@
 """`PruneLoraModel`: the tuner behind `PruneLoraConfig`. It prunes, then lets PEFT's LoRA do what it does."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 from peft import LoraModel
@@ -14,13 +16,28 @@ from pruning_adapter.adapter.linear import QuickLinear, read_together_
 from pruning_adapter.adapter.norms import remember_inputs_
 from pruning_adapter.adapter.quantize import is_packed
 from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
-from pruning_adapter.architectures.sites import Site, find_all_sites, find_stacks, spec_of
+from pruning_adapter.architectures.sites import Site, base_of, find_all_sites, find_stacks, spec_of
 from pruning_adapter.errors import AdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.planning.rank_plan import ROLES
 from pruning_adapter.surgery.prune import check_plan_fits, prune_
 
-__all__ = ["PruneLoraModel", "full_match", "rank_patterns", "target_pattern"]
+__all__ = ["PruneLoraModel", "already_fits", "full_match", "rank_patterns", "target_pattern"]
+
+_FITS: ContextVar[nn.Module | None] = ContextVar("_FITS", default=None)
+
+
+@contextmanager
+def already_fits(model: nn.Module) -> Generator[None]:
+    """While the context lasts, an adapter is attached to `model` unchecked: the caller pruned it by its plan.
+
+    Looking at every weight again to recognise the model takes longer than all the rest.
+    """
+    token = _FITS.set(model)
+    try:
+        yield
+    finally:
+        _FITS.reset(token)
 
 
 class PruneLoraModel(LoraModel):
@@ -39,7 +56,8 @@ class PruneLoraModel(LoraModel):
         config = cast(PruneLoraConfig, self.peft_config[adapter_name])
         base = cast(nn.Module, self.model)
         try:
-            _ensure_pruned_(base, config)
+            if _FITS.get() is not base:
+                _ensure_pruned_(base, config)
         except Exception:
             # A refused adapter must not stay behind in the list of adapters.
             if len(self.peft_config) > 1:
@@ -82,12 +100,17 @@ def _refuse_weights_of_blocks(tuner: nn.Module, state: Mapping[str, Any], prefix
     A state that holds all of the blocks is one of the whole model, as processes that share weights load it; embeddings
     may come with an adapter that extended the vocabulary.
     """
-    base = cast(Any, tuner).model
+    base, configs = cast(Any, tuner).model, cast("dict[str, PruneLoraConfig]", cast(Any, tuner).peft_config)
+    # LoRA's option `bias` trains those of the base.
+    trains_biases = any(config.bias != "none" for config in configs.values())
     home = {id(weight) for _, block, _ in find_stacks(base) for weight in block.parameters()}
     blocks = {
         f"{prefix}{name}"
         for name, weight in tuner.named_parameters()
-        if id(weight) in home and "lora_" not in name and ".modules_to_save." not in name
+        if id(weight) in home
+        and "lora_" not in name
+        and ".modules_to_save." not in name
+        and not (trains_biases and name.endswith(".bias"))
     }
     carried = sorted(blocks & set(state))
     if carried and len(carried) < len(blocks):
@@ -154,7 +177,15 @@ def _fill_in(config: PruneLoraConfig, model: nn.Module) -> None:
     wanted = [*(config.modules_to_save or ()), *(spec.norms if config.train_norms else ())]
     if config.task_type == "SEQ_CLS":
         wanted += spec.heads
+    if config.task_type == "SEQ_CLS" or {"classifier", "score"}.intersection(wanted):
+        _note_labels(config, cast(Any, base_of(model)).config)
     config.modules_to_save = list(dict.fromkeys(wanted)) or None
+
+
+def _note_labels(config: PruneLoraConfig, of_model: Any) -> None:
+    if config.label_names is None:
+        config.label_names = [str(name) for _, name in sorted(of_model.id2label.items())]
+        config.problem_type = getattr(of_model, "problem_type", None)
 
 
 def rank_patterns(sites: Sequence[Site], ranks: Sequence[int], roles: Sequence[str]) -> dict[str, int]:

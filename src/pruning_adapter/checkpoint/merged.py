@@ -13,11 +13,9 @@ from pruning_adapter.checkpoint.shards import read_index
 from pruning_adapter.errors import AdapterError, CheckpointError, OutputError
 from pruning_adapter.storage import replace_folder
 from pruning_adapter.surgery.fuse import fuse_
+from pruning_adapter.surgery.linear import ALIGNMENT
 
-__all__ = ["find_class", "load_pruned", "merge", "save_pruned"]
-
-ALIGNMENT = 64
-"""Bytes; where torch places the tensors that it makes."""
+__all__ = ["align_", "find_class", "load_pruned", "merge", "save_pruned"]
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -113,7 +111,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     if missing:
         raise CheckpointError(f"{location} lacks {len(missing)} weights, the first is {missing[0]!r}; save it again.")
     _mend_four_bits_(model)
-    _align_(model)
+    align_(model)
     return fuse_(model) if fuse else model
 
 
@@ -152,7 +150,7 @@ def _mend_four_bits_(model: nn.Module) -> None:
             )
 
 
-def _align_(model: nn.Module) -> None:
+def align_(model: nn.Module) -> None:
     """Move weights that lie across cache lines, as views of a file do.
 
     Matrix products add up in another order there, and results would differ in the last bit from those of the model that

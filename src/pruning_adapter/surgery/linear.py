@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from pruning_adapter.architectures.sites import features, stores_inputs_first
 
-__all__ = ["BiasOnly", "NoOutputs", "keep_inputs_", "keep_outputs_"]
+__all__ = ["ALIGNMENT", "BiasOnly", "NoOutputs", "keep_inputs_", "keep_outputs_"]
+
+ALIGNMENT = 64
+"""Bytes; where torch places the tensors that it makes. Matrix products add up in another order elsewhere."""
 
 
 class BiasOnly(nn.Module):
@@ -78,26 +81,40 @@ def _set_parameter_(module: nn.Module, name: str, parameter: nn.Parameter | None
     cast(Any, module)._parameters[name] = parameter
 
 
-def keep_outputs_(linear: nn.Module, rows: Sequence[int]) -> None:
-    """Keep the output features `rows` of a linear map, in that order: weight rows and bias entries."""
-    _select_(linear, "weight", 1 if stores_inputs_first(linear) else 0, rows)
+def keep_outputs_(linear: nn.Module, rows: Sequence[int], *, views: bool = False) -> None:
+    """Keep the output features `rows` of a linear map, in that order: weight rows and bias entries.
+
+    With `views`, what lies in one piece stays where it is and shares the memory of the whole.
+    """
+    _select_(linear, "weight", 1 if stores_inputs_first(linear) else 0, rows, views=views)
     if getattr(linear, "bias", None) is not None:
-        _select_(linear, "bias", 0, rows)
+        _select_(linear, "bias", 0, rows, views=views)
     _set_counts(linear, ("out_features", "nf"), len(rows))
 
 
-def keep_inputs_(linear: nn.Module, columns: Sequence[int]) -> None:
-    """Keep the input features `columns` of a linear map, in that order; its bias stays."""
-    _select_(linear, "weight", 0 if stores_inputs_first(linear) else 1, columns)
+def keep_inputs_(linear: nn.Module, columns: Sequence[int], *, views: bool = False) -> None:
+    """Keep the input features `columns` of a linear map, in that order; its bias stays. See `keep_outputs_`."""
+    _select_(linear, "weight", 0 if stores_inputs_first(linear) else 1, columns, views=views)
     _set_counts(linear, ("in_features", "nx"), len(columns))
 
 
-def _select_(module: nn.Module, name: str, dimension: int, index: Sequence[int]) -> None:
+def _select_(module: nn.Module, name: str, dimension: int, index: Sequence[int], *, views: bool) -> None:
     old: Any = getattr(module, name)
-    with torch.no_grad():
-        chosen = old.detach().index_select(dimension, torch.tensor(list(index), dtype=torch.long, device=old.device))
-    # A new, contiguous parameter: nothing keeps the memory of the old one alive.
+    chosen = _view(old.detach(), dimension, index) if views else None
+    if chosen is None:
+        places = torch.tensor(list(index), dtype=torch.long, device=old.device)
+        # A new, contiguous parameter: nothing keeps the memory of the old one alive.
+        chosen = old.detach().index_select(dimension, places)
     cast(Any, module)._parameters[name] = nn.Parameter(chosen, requires_grad=old.requires_grad)
+
+
+def _view(old: Tensor, dimension: int, index: Sequence[int]) -> Tensor | None:
+    """The chosen part without a copy; None where it lies in several pieces, or where products add up otherwise."""
+    first, count = index[0], len(index)
+    if list(index) != list(range(first, first + count)):
+        return None
+    part = old.narrow(dimension, first, count)
+    return part if part.is_contiguous() and part.data_ptr() % ALIGNMENT == 0 else None
 
 
 def _set_counts(linear: nn.Module, names: Sequence[str], count: int) -> None:

@@ -25,7 +25,15 @@ from pruning_adapter.surgery.empty import remove_all_units_
 from pruning_adapter.surgery.linear import keep_inputs_, keep_outputs_
 from pruning_adapter.surgery.position_bias import slice_position_bias_
 
-__all__ = ["check_identity_fits", "check_plan_fits", "cut_", "cut_sites_", "note_in_config", "prune_"]
+__all__ = [
+    "check_identity_fits",
+    "check_nothing_shared",
+    "check_plan_fits",
+    "cut_",
+    "cut_sites_",
+    "note_in_config",
+    "prune_",
+]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -61,7 +69,7 @@ def prune_(model: Model, plan: PruningPlan, *, allow_other_weights: bool = False
 def cut_(model: Model, plan: PruningPlan) -> Model:
     """Remove what `plan` does not keep from a model that it was checked to fit."""
     sites = find_all_sites(model)
-    _check_nothing_shared(model, sites)
+    check_nothing_shared(model)
     state, dense = pruned_state(model), identify(model)
     left = state.kept if state is not None else tuple(tuple(range(site.units)) for site in dense.all_sites)
     kept = tuple(_both(there, keep) for there, keep in zip(left, plan.kept, strict=True))
@@ -81,13 +89,15 @@ def cut_sites_(
     *,
     left: Sequence[Sequence[int]],
     kept: Sequence[Sequence[int]],
+    views: bool = False,
 ) -> None:
     """Cut sites that have the units `left` down to the units `kept`; all numbers are those of the dense model.
 
-    Also used to rebuild a pruned model on the meta device, before its weights are loaded.
+    Also used to rebuild a pruned model on the meta device, before its weights are loaded. With `views`, weights that
+    lie in one piece go on sharing the memory of the whole.
     """
     for site, shape, there, keep in zip(sites, dense, left, kept, strict=True):
-        _keep_units_of_site(site, shape, there, keep)
+        _keep_units_of_site(site, shape, there, keep, views=views)
 
 
 def check_plan_fits(model: nn.Module, plan: PruningPlan, *, allow_other_weights: bool = False) -> None:
@@ -135,7 +145,9 @@ def _some(units: Sequence[int]) -> str:
     return f"[{shown}{', ...' if len(units) > 8 else ''}]"
 
 
-def _keep_units_of_site(site: Site, shape: SiteShape, there: Sequence[int], keep: Sequence[int]) -> None:
+def _keep_units_of_site(
+    site: Site, shape: SiteShape, there: Sequence[int], keep: Sequence[int], *, views: bool
+) -> None:
     slice_position_bias_(site, keep)
     if list(there) == list(keep):
         return
@@ -144,9 +156,9 @@ def _keep_units_of_site(site: Site, shape: SiteShape, there: Sequence[int], keep
         return
     for cut in cuts_of_site(site, shape, there, keep):
         if cut.rows is not None:
-            keep_outputs_(site.module(cut.path), cut.rows)
+            keep_outputs_(site.module(cut.path), cut.rows, views=views)
         if cut.columns is not None:
-            keep_inputs_(site.module(cut.path), cut.columns)
+            keep_inputs_(site.module(cut.path), cut.columns, views=views)
     # All counts are the dense model's.
     groups_kept = kept_groups(keep, shape.units, shape.groups)
     counts = {
@@ -193,12 +205,16 @@ def forget_pruning_(model: nn.Module) -> None:
             delattr(config, name)
 
 
-def _check_nothing_shared(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse to cut a tensor that another module reads too."""
+def check_nothing_shared(model: nn.Module) -> None:
+    """Refuse to cut a tensor that another module reads too.
+
+    Raises:
+        ArchitectureError: which two are tied.
+    """
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
-    for site in sites:
+    for site in find_all_sites(model):
         if not site.units:
             continue
         for path in (*(p.path for p in site.projections), site.spec.output):

@@ -25,13 +25,13 @@ class BaseModel:
     they must train and be saved, or the adapter would not reload to what it was."""
 
 
-def load_base(name: str, *, label_names: tuple[str, ...], seed: int, attention: str | None = None) -> BaseModel:
+def load_base(name: str, *, label_names: tuple[str, ...], seed: int | None, attention: str | None = None) -> BaseModel:
     """Load `name` as a sequence classifier (or a regressor, if `label_names` is empty).
 
     Args:
         name: folder or hub id.
         label_names: class names in the order of their numbers.
-        seed: seed of the weights that start at random.
+        seed: seed of the weights that start at random, and of all that is drawn after; None draws from what there is.
         attention: Transformers' `attn_implementation`; by default its own choice.
 
     Raises:
@@ -44,7 +44,8 @@ def load_base(name: str, *, label_names: tuple[str, ...], seed: int, attention: 
     try:
         found, _ = PretrainedConfig.get_config_dict(name)
         find_spec(found.get("model_type", "unknown"))
-        set_seed(seed)
+        if seed is not None:
+            set_seed(seed)
         labels = dict(enumerate(label_names)) or {0: "score"}
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name,

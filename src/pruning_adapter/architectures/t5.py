@@ -8,6 +8,7 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     PositionBias,
@@ -32,6 +33,7 @@ def attention(path: str, *, cross: bool = False) -> AttentionSpec:
             Follow(module=path, attribute="n_heads", counts="heads"),
             Follow(module=path, attribute="inner_dim", counts="rows"),
         ),
+        in_config=(ConfigCount(name="num_heads", counts="heads"), ConfigCount(name="d_kv", counts="head_size")),
         returns=3,
         cross=cross,
         position_bias=PositionBias(
@@ -49,6 +51,7 @@ def feed_forward(path: str) -> FeedForwardSpec:
             Projection(path=f"{path}.wi_1", roles=("up",), optional=True),
         ),
         output=f"{path}.wo",
+        in_config=(ConfigCount(name="d_ff", counts="neurons"),),
     )
 
 

@@ -139,7 +139,8 @@ class AttentionSpec:
     """Name of a norm in `core` that it applies to the sum of its input and the output projection, if it has one."""
     in_config: tuple[ConfigCount, ...] = ()
     """Fields that size the attention, where the family takes the width of a head from one of them in every version of
-    Transformers; empty where it is the hidden size over the number of heads, so that fewer heads would be wider."""
+    Transformers. Empty where it is the hidden size over the number of heads, so that fewer heads would be wider; and
+    where blocks share a position bias, which has a column for every head of the dense model."""
 
     def __post_init__(self) -> None:
         roles = sorted(role for projection in self.projections for role in projection.roles)

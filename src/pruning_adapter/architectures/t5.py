@@ -33,7 +33,6 @@ def attention(path: str, *, cross: bool = False) -> AttentionSpec:
             Follow(module=path, attribute="n_heads", counts="heads"),
             Follow(module=path, attribute="inner_dim", counts="rows"),
         ),
-        in_config=(ConfigCount(name="num_heads", counts="heads"), ConfigCount(name="d_kv", counts="head_size")),
         returns=3,
         cross=cross,
         position_bias=PositionBias(

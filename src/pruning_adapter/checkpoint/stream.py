@@ -128,7 +128,10 @@ def _in_order(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _cut(tensor: Tensor, cut: tuple[int, tuple[int, ...]] | None, shape: tuple[int, ...], name: str) -> Tensor:
-    if cut is not None:
+    if not all(shape):
+        # What is left of a sub-layer without units.
+        tensor = tensor.new_empty(shape)
+    elif cut is not None:
         tensor = tensor.index_select(cut[0], torch.tensor(cut[1], dtype=torch.long))
     if tuple(tensor.shape) != shape:
         raise CheckpointError(f"{name} should be left with the shape {shape} and has {tuple(tensor.shape)}.")

@@ -70,4 +70,6 @@ def test_todays_transformers_reads_the_same_with_them(config: Any) -> None:
     older = older_names(fields)
     assert older
     again = type(config).from_dict({**fields, **older}).to_dict()
+    # Phi-3's old name for the kind stays beside the new one.
+    again.get("rope_parameters", {}).pop("type", None)
     assert {name: again[name] for name in fields} == fields

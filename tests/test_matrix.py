@@ -21,6 +21,10 @@ def test_the_page_has_a_row_for_every_family_and_a_column_for_every_form() -> No
     assert all(tuple(row) == FORMS for row in page.values())
 
 
+def test_transformers_4_reads_the_tokenizer_too() -> None:
+    assert json.loads(RECORD.read_text(encoding="utf-8"))["the tokenizer gives the same ids"] is True
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_page_says_is_what_the_checks_find(family: str, tmp_path: Path) -> None:
     told = read_page()[family]

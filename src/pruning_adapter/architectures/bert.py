@@ -8,6 +8,7 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     Projection,
@@ -30,6 +31,7 @@ ATTENTION = AttentionSpec(
 FEED_FORWARD = FeedForwardSpec(
     projections=(Projection(path="intermediate.dense", roles=("up",)),),
     output="output.dense",
+    in_config=(ConfigCount(name="intermediate_size", counts="neurons"),),
 )
 
 

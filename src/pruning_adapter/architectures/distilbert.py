@@ -5,6 +5,7 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     Projection,
@@ -33,6 +34,7 @@ register(
                 feed_forward=FeedForwardSpec(
                     projections=(Projection(path="ffn.lin1", roles=("up",)),),
                     output="ffn.lin2",
+                    in_config=(ConfigCount(name="hidden_dim", counts="neurons"),),
                 ),
                 padding_free=True,
                 built_by=("transformers.models.distilbert.modeling_distilbert", "TransformerBlock"),

@@ -5,6 +5,7 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     Projection,
@@ -32,11 +33,13 @@ register(
                 feed_forward=FeedForwardSpec(
                     projections=(Projection(path="mlp.c_fc", roles=("up",)),),
                     output="mlp.c_proj",
+                    in_config=(ConfigCount(name="n_inner", counts="neurons"),),
                 ),
                 built_by=("transformers.models.gpt2.modeling_gpt2", "GPT2Block"),
             ),
         ),
         norms=("ln_1", "ln_2", "ln_f"),
+        legacy_pruned_heads=True,
         examples=("openai-community/gpt2", "distilbert/distilgpt2"),
     )
 )

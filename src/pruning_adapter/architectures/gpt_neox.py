@@ -5,6 +5,7 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Fusion,
     Projection,
@@ -34,6 +35,7 @@ register(
                 feed_forward=FeedForwardSpec(
                     projections=(Projection(path="mlp.dense_h_to_4h", roles=("up",)),),
                     output="mlp.dense_4h_to_h",
+                    in_config=(ConfigCount(name="intermediate_size", counts="neurons"),),
                 ),
                 built_by=("transformers.models.gpt_neox.modeling_gpt_neox", "GPTNeoXLayer"),
             ),

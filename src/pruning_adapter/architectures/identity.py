@@ -66,6 +66,15 @@ class PrunedState:
         """What is left of each of `dense.all_sites`."""
         return self.kept_heads + self.kept_neurons
 
+    @property
+    def pruned_heads(self) -> dict[int, list[int]]:
+        """Heads that are gone, by attention; only attentions that lost some."""
+        gone = {
+            number: [head for head in range(heads) if head not in kept]
+            for number, (heads, kept) in enumerate(zip(self.dense.heads, self.kept_heads, strict=True))
+        }
+        return {number: heads for number, heads in gone.items() if heads}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": _SCHEMA,

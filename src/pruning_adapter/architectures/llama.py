@@ -8,11 +8,18 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     Projection,
 )
 
+HEADS_IN_CONFIG = (
+    ConfigCount(name="num_attention_heads", counts="heads"),
+    ConfigCount(name="num_key_value_heads", counts="key_value_heads"),
+    ConfigCount(name="head_dim", counts="head_size"),
+)
+"""Phi-3 has the same."""
 ATTENTION = AttentionSpec(
     core="self_attn",
     projections=(
@@ -23,6 +30,7 @@ ATTENTION = AttentionSpec(
     output="self_attn.o_proj",
     head_size="head_dim",
     follow=(Follow(module="self_attn", attribute="num_key_value_groups", counts="heads_per_group"),),
+    in_config=HEADS_IN_CONFIG,
 )
 FEED_FORWARD = FeedForwardSpec(
     projections=(
@@ -31,6 +39,7 @@ FEED_FORWARD = FeedForwardSpec(
     ),
     output="mlp.down_proj",
     follow=(Follow(module="mlp", attribute="intermediate_size", counts="neurons"),),
+    in_config=(ConfigCount(name="intermediate_size", counts="neurons"),),
 )
 
 

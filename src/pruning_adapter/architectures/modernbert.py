@@ -5,6 +5,7 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Projection,
 )
@@ -27,6 +28,7 @@ register(
                 feed_forward=FeedForwardSpec(
                     projections=(Projection(path="mlp.Wi", roles=("gate", "up")),),
                     output="mlp.Wo",
+                    in_config=(ConfigCount(name="intermediate_size", counts="neurons"),),
                 ),
                 padding_free=True,
                 built_by=("transformers.models.modernbert.modeling_modernbert", "ModernBertEncoderLayer"),

@@ -5,15 +5,22 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     Projection,
 )
 
-__all__ = ["FEED_FORWARD", "self_attention"]
+__all__ = ["feed_forward", "self_attention"]
 
-FEED_FORWARD = FeedForwardSpec(projections=(Projection(path="fc1", roles=("up",)),), output="fc2")
-"""Two linear maps of the block itself; BART and Whisper have the same."""
+
+def feed_forward(field: str) -> FeedForwardSpec:
+    """Two linear maps of the block itself, as OPT, BART and Whisper have them; `field` of the config sizes them."""
+    return FeedForwardSpec(
+        projections=(Projection(path="fc1", roles=("up",)),),
+        output="fc2",
+        in_config=(ConfigCount(name=field, counts="neurons"),),
+    )
 
 
 def self_attention(path: str, *, cross: bool = False) -> AttentionSpec:
@@ -40,7 +47,7 @@ register(
             BlockStack(
                 path="decoder.layers",
                 attentions=(self_attention("self_attn"),),
-                feed_forward=FEED_FORWARD,
+                feed_forward=feed_forward("ffn_dim"),
                 built_by=("transformers.models.opt.modeling_opt", "OPTDecoderLayer"),
             ),
         ),

@@ -1,10 +1,12 @@
 """Phi-3: grouped-query attention fused by role, whose forward reads the head count from the shared config."""
 
+from pruning_adapter.architectures.llama import HEADS_IN_CONFIG
 from pruning_adapter.architectures.registry import register
 from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     Projection,
@@ -28,11 +30,13 @@ register(
                             Follow(module="self_attn", attribute="num_key_value_heads", counts="key_value_heads"),
                             Follow(module="self_attn", attribute="num_key_value_groups", counts="heads_per_group"),
                         ),
+                        in_config=HEADS_IN_CONFIG,
                     ),
                 ),
                 feed_forward=FeedForwardSpec(
                     projections=(Projection(path="mlp.gate_up_proj", roles=("gate", "up")),),
                     output="mlp.down_proj",
+                    in_config=(ConfigCount(name="intermediate_size", counts="neurons"),),
                 ),
                 built_by=("transformers.models.phi3.modeling_phi3", "Phi3DecoderLayer"),
             ),

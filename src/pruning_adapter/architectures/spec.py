@@ -18,6 +18,7 @@ __all__ = [
     "ArchitectureSpec",
     "AttentionSpec",
     "BlockStack",
+    "ConfigCount",
     "FeedForwardSpec",
     "Follow",
     "Fusion",
@@ -86,6 +87,21 @@ class Follow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConfigCount:
+    """A field of the config that sizes such a part of every block alike."""
+
+    name: str
+    """The field, as `config.json` has it."""
+    counts: str
+    """What it counts: "heads", "key_value_heads", "head_size" or "neurons"."""
+
+    def __post_init__(self) -> None:
+        allowed = ("heads", "key_value_heads", "head_size", "neurons")
+        if self.counts not in allowed:
+            raise ArchitectureError(f"ConfigCount.counts is {self.counts!r}; it must be one of {', '.join(allowed)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PositionBias:
     """A bias on the attention scores, `(batch or 1, heads, queries, keys)`, that blocks hand on to one another.
 
@@ -121,6 +137,10 @@ class AttentionSpec:
     position_bias: PositionBias | None = None
     closing_norm: str | None = None
     """Name of a norm in `core` that it applies to the sum of its input and the output projection, if it has one."""
+    in_config: tuple[ConfigCount, ...] = ()
+    """Fields that size the attention, where the family takes the width of a head from one of them in every version of
+    Transformers. Empty where it is the hidden size over the number of heads, so that fewer heads would be wider; and
+    where blocks share a position bias, which has a column for every head of the dense model."""
 
     def __post_init__(self) -> None:
         roles = sorted(role for projection in self.projections for role in projection.roles)
@@ -147,6 +167,8 @@ class FeedForwardSpec:
     output: str
     """The down projection."""
     follow: tuple[Follow, ...] = ()
+    in_config: tuple[ConfigCount, ...] = ()
+    """The field that holds the number of neurons."""
 
     def __post_init__(self) -> None:
         roles = {role for projection in self.projections for role in projection.roles}

@@ -8,6 +8,7 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     PositionBias,
@@ -49,6 +50,7 @@ def feed_forward(path: str) -> FeedForwardSpec:
             Projection(path=f"{path}.wi_1", roles=("up",), optional=True),
         ),
         output=f"{path}.wo",
+        in_config=(ConfigCount(name="d_ff", counts="neurons"),),
     )
 
 

@@ -5,6 +5,7 @@ from pruning_adapter.architectures.spec import (
     ArchitectureSpec,
     AttentionSpec,
     BlockStack,
+    ConfigCount,
     FeedForwardSpec,
     Follow,
     Projection,
@@ -33,11 +34,13 @@ register(
                 feed_forward=FeedForwardSpec(
                     projections=(Projection(path="mlp.fc1", roles=("up",)),),
                     output="mlp.fc2",
+                    in_config=(ConfigCount(name="intermediate_size", counts="neurons"),),
                 ),
                 built_by=("transformers.models.vit.modeling_vit", "ViTLayer"),
             ),
         ),
         norms=("layernorm", "layernorm_before", "layernorm_after"),
+        legacy_pruned_heads=True,
         examples=("google/vit-base-patch16-224",),
     )
 )

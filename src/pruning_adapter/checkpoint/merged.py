@@ -15,7 +15,7 @@ from pruning_adapter.storage import replace_folder
 from pruning_adapter.surgery.fuse import fuse_
 from pruning_adapter.surgery.linear import ALIGNMENT
 
-__all__ = ["align_", "find_class", "load_pruned", "merge", "save_pruned"]
+__all__ = ["align_", "check_plain", "check_replaceable", "find_class", "load_pruned", "merge", "save_pruned"]
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -44,21 +44,35 @@ def save_pruned(model: nn.Module, path: str | Path, *, tokenizer: Any = None) ->
         OutputError: the folder cannot be written; what was there before is untouched.
         AdapterError: the base was quantised by `quantize_base_`.
     """
-    _check_replaceable(Path(path))
+    check_replaceable(Path(path))
     plain = cast(Any, merge(model))
-    # Transformers saves what it quantised itself, and the config says so; it would save other packed weights as if they
-    # were the weights.
-    if getattr(plain, "hf_quantizer", None) is None and not all(is_plain(weight) for weight in plain.parameters()):
-        raise AdapterError(
-            "The weights were quantised in memory, which no checkpoint can say. Save the model that is not quantised."
-        )
+    # Transformers saves what it quantised itself, and the config says so.
+    if getattr(plain, "hf_quantizer", None) is None:
+        check_plain(plain)
     with replace_folder(path) as aside:
         plain.save_pretrained(aside)
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_plain(model: nn.Module) -> None:
+    """Refuse packed weights, which Transformers would save as if they were the weights.
+
+    Raises:
+        AdapterError: the weights are packed.
+    """
+    if not all(is_plain(weight) for weight in model.parameters()):
+        raise AdapterError(
+            "The weights were quantised in memory, which no checkpoint can say. Save the model that is not quantised."
+        )
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace anything but a saved model.
+
+    Raises:
+        OutputError: `folder` is a file, or holds something else.
+    """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; name a folder.")
     if not folder.is_dir():

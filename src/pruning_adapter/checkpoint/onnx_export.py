@@ -1,21 +1,22 @@
 """A model as ONNX: any batch size and length, checked against torch, and with 8-bit weights on request."""
 
-import copy
 import importlib.util
-import inspect
-import logging
-import warnings
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pruning_adapter.architectures.sites import base_of
-from pruning_adapter.checkpoint.merged import merge
-from pruning_adapter.costs.inputs import make_inputs
+from pruning_adapter.checkpoint.logits_only import (
+    LogitsOnly,
+    dynamic_dimensions,
+    example_inputs,
+    first_line,
+    largest_difference,
+    quiet_exporters,
+    traceable_copy,
+)
 from pruning_adapter.errors import CheckpointError, OutputError
 from pruning_adapter.storage import replace_file
 
@@ -23,8 +24,6 @@ __all__ = ["export_onnx", "open_onnx", "quantize_onnx"]
 
 TOLERANCE = 1e-4
 """The most that logits may differ from torch's, in float32."""
-CHECKED = ((1, 1), (2, 7), (3, 24))
-"""Batch sizes and lengths of the check; none is that of the export."""
 LARGEST = 2 * 10**9
 """Bytes of one file of the format."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -49,34 +48,30 @@ def export_onnx(model: nn.Module, path: str | Path) -> float:
             2 GB, or its logits differ by more than 1e-4.
     """
     _check_packages()
-    merged: Any = merge(model)
-    # What was merged is a copy already.
-    plain: Any = (copy.deepcopy(merged) if merged is model else merged).float().cpu().eval()
-    if getattr(base_of(plain).config, "is_encoder_decoder", False):
-        raise OutputError("An encoder-decoder is generated with, step by step; export it with Optimum instead.")
+    plain = traceable_copy(model)
     if sum(weight.numel() * 4 for weight in plain.parameters()) > LARGEST:
         raise OutputError(f"The weights are beyond {LARGEST / 1e9:.0f} GB, the most that one ONNX file can hold.")
-    inputs = _make_inputs(plain, batch=4, length=12)
+    inputs = example_inputs(plain, batch=4, length=12)
     names = list(inputs)
     with replace_file(path) as aside:
-        with _quiet(), torch.no_grad():
+        with quiet_exporters(), torch.no_grad():
             try:
                 program = torch.onnx.export(
-                    _Logits(plain, names),
+                    LogitsOnly(plain, names),
                     tuple(inputs.values()),
                     input_names=names,
                     output_names=["logits"],
-                    dynamic_shapes={"inputs": tuple(_dynamic(name) for name in names)},
+                    dynamic_shapes={"inputs": tuple(dynamic_dimensions(name) for name in names)},
                     dynamo=True,
                     external_data=False,
                     verbose=False,
                 )
             except Exception as error:  # torch raises many kinds, for what it cannot trace
                 raise OutputError(
-                    f"This {type(plain).__name__} cannot be exported: {_first_line(error.__cause__ or error)}"
+                    f"This {type(plain).__name__} cannot be exported: {first_line(error.__cause__ or error)}"
                 ) from error
             cast(Any, program).save(str(aside))
-        difference = _check(plain, aside)
+        difference = largest_difference(plain, open_onnx(aside))
         if not difference <= TOLERANCE:
             raise OutputError(f"The logits of the exported model differ by {difference:.2g} from torch's; not written.")
     return difference
@@ -96,10 +91,10 @@ def quantize_onnx(source: str | Path, path: str | Path) -> None:
     try:
         content = onnx.load(str(source))
     except Exception as error:  # protobuf raises its own kinds
-        raise CheckpointError(f"Cannot read the ONNX model {source}: {_first_line(error)}") from error
+        raise CheckpointError(f"Cannot read the ONNX model {source}: {first_line(error)}") from error
     # The exporter turns weights over and leaves the old shapes behind, which the quantiser would believe.
     del content.graph.value_info[:]
-    with replace_file(path) as aside, _quiet():
+    with replace_file(path) as aside, quiet_exporters():
         quantize_dynamic(content, str(aside), weight_type=QuantType.QInt8)
 
 
@@ -124,52 +119,6 @@ def open_onnx(path: str | Path, *, threads: int | None = None) -> Callable[[Mapp
     return run
 
 
-class _Logits(nn.Module):
-    """The model as a function of its inputs, in order, to its logits."""
-
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
-        super().__init__()
-        self.model = model
-        self._names = names
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.model(**dict(zip(self._names, inputs, strict=True))).logits
-
-
-def _make_inputs(model: Any, *, batch: int, length: int) -> dict[str, Tensor]:
-    """As `costs.make_inputs`, with the second half of every row another text where the model can tell."""
-    inputs, texts = make_inputs(model, batch=batch, length=length), getattr(model.config, "type_vocab_size", None) or 1
-    if (
-        "input_ids" in inputs
-        and texts > 1
-        and "token_type_ids" in inspect.signature(model.base_model.forward).parameters
-    ):
-        inputs["token_type_ids"] = (torch.arange(length) >= length // 2).long().expand(batch, -1).contiguous()
-    return inputs
-
-
-def _dynamic(name: str) -> dict[int, str]:
-    return {0: "batch"} if name == "pixel_values" else {0: "batch", 1: "length"}
-
-
-def _check(model: Any, path: Path) -> float:
-    """The largest difference of logits, over several shapes; padding on the right where there is a mask."""
-    run = open_onnx(path)
-    worst = 0.0
-    for batch, length in CHECKED:
-        inputs = _make_inputs(model, batch=batch, length=length)
-        if "attention_mask" in inputs:
-            inputs["attention_mask"][-1, length // 2 + 1 :] = 0
-        with torch.no_grad():
-            expected = model(**inputs).logits
-        counted = torch.ones(expected.shape[:-1], dtype=torch.bool)
-        if expected.dim() == 3 and "attention_mask" in inputs:
-            # What stands at padding is nobody's business.
-            counted = inputs["attention_mask"].bool()
-        worst = max(worst, float((run(inputs) - expected).abs()[counted].max()))
-    return worst
-
-
 def _session(path: str | Path, threads: int | None) -> Any:
     _check_packages()
     import onnxruntime
@@ -185,24 +134,3 @@ def _check_packages() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise OutputError(f"{', '.join(missing)} is missing: pip install 'pruning-adapter[onnx]'.")
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """The exporter and the quantiser say much that nobody can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root", "")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

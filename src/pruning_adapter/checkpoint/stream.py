@@ -1,7 +1,6 @@
 """Pruning a checkpoint on disk, tensor by tensor: the model is never in memory as a whole."""
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD, Fingerprint, block_parameters, identify
-from pruning_adapter.architectures.sites import find_all_sites, stores_inputs_first
+from pruning_adapter.checkpoint.companions import copy_companions
 from pruning_adapter.checkpoint.merged import find_class
 from pruning_adapter.checkpoint.shards import INDEX, read_index
 from pruning_adapter.errors import CheckpointError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.storage import replace_folder
-from pruning_adapter.surgery.cuts import cuts_of_site
+from pruning_adapter.surgery.cuts import cuts_by_name
 from pruning_adapter.surgery.prune import check_identity_fits, cut_
 
 __all__ = ["prune_checkpoint"]
@@ -68,7 +67,7 @@ def prune_checkpoint(
     order = [name for _, name, _ in _in_order(model)]
     known = set(order)
     order += [name for name in source.names if name not in known]
-    cuts = _cuts_by_name(model, plan)
+    cuts = cuts_by_name(model, plan.model.all_sites, plan.kept)
     blocks_before = {full: local for local, full, _ in _in_order(model)}
     cut_(model, plan)
     left = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -129,28 +128,12 @@ def _in_order(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
         yield local, names[id(parameter)], parameter
 
 
-def _cuts_by_name(model: nn.Module, plan: PruningPlan) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """For every tensor that loses some: the dimension, and the places that stay."""
-    names = {id(module): name for name, module in model.named_modules()}
-    found: dict[str, tuple[int, tuple[int, ...]]] = {}
-    for site, shape, kept in zip(find_all_sites(model), plan.model.all_sites, plan.kept, strict=True):
-        for cut in cuts_of_site(site, shape, range(shape.units), kept) if kept else ():
-            module = site.module(cut.path)
-            turned, name = stores_inputs_first(module), names[id(module)]
-            if cut.rows is not None:
-                found[f"{name}.weight"] = (1 if turned else 0, cut.rows)
-                found[f"{name}.bias"] = (0, cut.rows)
-            if cut.columns is not None:
-                found[f"{name}.weight"] = (0 if turned else 1, cut.columns)
-    return found
-
-
 def _cut(tensor: Tensor, cut: tuple[int, tuple[int, ...]] | None, shape: tuple[int, ...], name: str) -> Tensor:
-    if cut is not None:
-        tensor = tensor.index_select(cut[0], torch.tensor(cut[1], dtype=torch.long))
-    elif not all(shape):
+    if not all(shape):
         # What is left of a sub-layer without units.
         tensor = tensor.new_empty(shape)
+    elif cut is not None:
+        tensor = tensor.index_select(cut[0], torch.tensor(cut[1], dtype=torch.long))
     if tuple(tensor.shape) != shape:
         raise CheckpointError(f"{name} should be left with the shape {shape} and has {tuple(tensor.shape)}.")
     return tensor
@@ -272,7 +255,4 @@ def _write_rest(source: Path, target: Path, model: nn.Module, dense: Any, finger
     state = dict(getattr(config, CONFIG_FIELD))
     setattr(config, CONFIG_FIELD, {**state, "dense": dense.to_json(), "fingerprint": fingerprint})
     config.save_pretrained(target)
-    for file in sorted(source.iterdir()):
-        told = file.suffix in (".json", ".txt", ".model", ".jinja") and file.name not in ("config.json", INDEX)
-        if told and file.is_file():
-            shutil.copyfile(file, target / file.name)
+    copy_companions(source, target)

@@ -228,15 +228,11 @@ def check_nothing_shared(model: nn.Module) -> None:
 
 
 def _note_legacy_pruned_heads(config: Any, dense: ModelIdentity, state: PrunedState) -> None:
-    gone = {
-        str(block): [head for head in range(heads) if head not in keep]
-        for block, (heads, keep) in enumerate(zip(dense.heads, state.kept_heads, strict=True))
-    }
     whole = [len(neurons) for neurons in state.kept_neurons] == list(dense.neurons)
     # Transformers 4 can build neither a block without heads nor one with fewer neurons; it then fails on the sizes,
     # rather than silently.
     if all(state.kept_heads) and whole:
-        config.pruned_heads = {block: heads for block, heads in gone.items() if heads}
+        config.pruned_heads = {str(block): heads for block, heads in state.pruned_heads.items()}
     elif hasattr(config, "pruned_heads"):
         delattr(config, "pruned_heads")
 

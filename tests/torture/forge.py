@@ -134,9 +134,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     from pruning_adapter import pipeline, reporting
+    from pruning_adapter.checkpoint import onnx_export
     from pruning_adapter.surgery import reconstruct
 
-    assert all((reporting, reconstruct)), "imported, so that no child has to"
+    assert all((onnx_export, reporting, reconstruct)), "imported, so that no child has to"
     # Timing beside the dense model takes most of a tiny run and writes nothing.
     pipeline.compare_inference = lambda *_, **__: {}
     pipeline.Run._compare_training = lambda *_, **__: {}

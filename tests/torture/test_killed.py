@@ -238,6 +238,45 @@ def test_a_full_or_read_only_file_system_is_one_clear_error(forge: Forge, scene:
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.fixture(scope="module")
+def exported(forge: Forge, scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """An undisturbed export of all forms that this model has, and what it told."""
+    folder = tmp_path_factory.mktemp("exported")
+    told = forge.run(export(scene, folder), folder)
+    assert told["status"] == ENDED, told["said"]
+    return folder, told
+
+
+def export(scene: Scene, folder: Path) -> list[object]:
+    forms = ("--stock", "--torch-export", "--onnx", "--int8")
+    return ["export", *forms, "--model", scene.undisturbed / "merged", "--output-dir", folder, "--overwrite"]
+
+
+def test_an_export_killed_at_any_moment_leaves_old_files_or_new_ones(
+    forge: Forge,
+    scene: Scene,
+    exported: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    moment: int,
+    pytestconfig: pytest.Config,
+) -> None:
+    whole, told = exported
+    folder = tmp_path / "run"
+    every, part = len(told["moments"]), moment + random.Random(moment).random()
+    killed = forge.run(export(scene, folder), folder, kill_at=int(every * part / pytestconfig.getoption("moments")))
+    assert killed["status"] == KILLED, killed["said"]
+    sizes = {path.relative_to(whole): path.stat().st_size for path in whole.rglob("*") if path.is_file()}
+    for path in folder.rglob("*"):
+        place = path.relative_to(folder)
+        if path.is_file() and not place.parts[0].startswith("."):
+            assert path.stat().st_size == sizes[place], place
+    again = forge.run(export(scene, folder), folder)
+    assert again["status"] == ENDED, again["said"]
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
+        str(path.relative_to(whole)) for path in whole.rglob("*")
+    }
+
+
 def test_saving_over_an_old_model_leaves_the_one_or_the_other(
     forge: Forge, scene: Scene, tmp_path: Path, moment: int
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pruning_adapter.cli import options as o
-from pruning_adapter.cli.session import prepare_libraries
+from pruning_adapter.cli.session import hold_folder, prepare_libraries
 
 __all__ = ["export"]
 
@@ -79,6 +79,7 @@ def export(
     there = [path for path in wanted if path.exists()]
     if there and not overwrite:
         raise OutputError(f"{there[0]} exists already; replace it with --overwrite.")
+    hold_folder(output_dir)
     prepare_libraries(threads=threads, verbose=verbose)
     from pruning_adapter.checkpoint import load_pruned
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HELD: list["BaseFileLock"] = []
 
-__all__ = ["begin_run", "command_line", "open_run", "prepare_libraries", "read_run"]
+__all__ = ["begin_run", "command_line", "hold_folder", "open_run", "prepare_libraries", "read_run"]
 
 
 def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
@@ -54,14 +54,14 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
     settings, path = Settings().changed(_plain(given)), folder / "settings.json"
     work = Run(settings, folder, command=command_line())
     check_folder(folder, overwrite=overwrite, resume=resume)
-    _lock(folder, only_if_there=True)
+    hold_folder(folder, only_if_there=True)
     if resume and path.exists():
         settings.check_same(Settings.load(path), folder)
     else:
         # An old run is taken away only for one that can begin.
         work.check_inputs("importance")
         work.check_rule()
-    _lock(folder)
+    hold_folder(folder)
     if not resume:
         remove_steps(folder, "importance")
     settings.save(path)
@@ -80,22 +80,30 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
     before = Settings.load(path) if path.exists() else Settings()
     settings = before.with_rule(_plain(given))
     work = Run(settings, folder, command=command_line())
-    _lock(folder, only_if_there=True)
+    hold_folder(folder, only_if_there=True)
     check_step(folder, step, method=settings.method, overwrite=overwrite)
     if step == "train" and not overwrite and (folder / "checkpoints").exists():
         # An interrupted training goes on; by other settings it would be neither the one nor the other.
         settings.check_same(before, folder)
     # What a step replaces is taken away only for one that can begin.
     work.check_inputs(step)
-    _lock(folder)
+    hold_folder(folder)
     settings.save(path)
     if overwrite:
         remove_steps(folder, step)
     return work
 
 
-def _lock(folder: Path, *, only_if_there: bool = False) -> None:
-    """Hold the folder of this process's run, and let go of an earlier one's."""
+def hold_folder(folder: Path, *, only_if_there: bool = False) -> None:
+    """Hold the folder of this process's run, without what a killed one left half-written; let go of an earlier one's.
+
+    Args:
+        folder: made if it is not there.
+        only_if_there: leave one alone that is not there yet.
+
+    Raises:
+        OutputError: another process works in it, or it cannot be written.
+    """
     from pruning_adapter.run_folder import clear_leftovers, lock_folder
 
     while _HELD:

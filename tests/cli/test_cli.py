@@ -275,9 +275,14 @@ def test_a_model_that_cannot_be_used_is_refused(
     assert names(tmp_path) == {"model"}
 
 
-@pytest.mark.parametrize("model", ["no-such/model", "no/such/folder"])
-def test_a_model_neither_here_nor_on_the_hub_is_refused(call: Call, base: Path, tmp_path: Path, model: str) -> None:
-    message = f"Model '{model}' is no folder here and could not be had from the Hub .* pass --model with a local folder"
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [("no-such/model", r"is not \(wholly\) in the local cache, .* offline"), ("no/such/folder", "no hub id either")],
+)
+def test_a_model_neither_here_nor_on_the_hub_is_refused(
+    call: Call, base: Path, tmp_path: Path, model: str, reason: str
+) -> None:
+    message = f"'{model}' is no folder here, and .*{reason}"
     assert_refused(call("run", *options(base, tmp_path / "run", model=model)), message)
     assert names(tmp_path) == set()
 

@@ -1,8 +1,10 @@
 """Which model is this? Its sizes, a fingerprint of its weights, and what was already removed from it."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +37,7 @@ __all__ = [
     "fingerprint_weights",
     "identify",
     "pruned_state",
+    "public_name",
 ]
 
 CONFIG_FIELD = "pruning"
@@ -175,9 +178,15 @@ def identify(model: nn.Module) -> ModelIdentity:
         block_parameters=tuple(sum(p.numel() for _, p in _own_parameters(block)) for _, block, _ in find_stacks(model)),
         norm_parameters=_count_norms(model),
         fingerprint=fingerprint_weights(model),
-        name=str(getattr(config, "_name_or_path", "") or ""),
+        name=public_name(str(getattr(config, "_name_or_path", "") or "")),
         revision=getattr(config, "_commit_hash", None),
     )
+
+
+def public_name(name: str) -> str:
+    """What to call a model in files that others read: of a folder's path the last part, a hub id as it is."""
+    local = name.startswith(("/", "~", ".")) or "\\" in name or Path(name).is_dir()
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if local else name
 
 
 def count_stack_blocks(model: nn.Module) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ __all__ = ["BESIDE", "STEPS", "check_folder", "check_needs", "check_step", "lock
 
 _LOGGER = logging.getLogger(__name__)
 LOCK = ".lock"
+CARD = ("README.md", "pruning.png")
 
 STEPS = {
     "importance": ("importance.json",),
@@ -27,6 +28,8 @@ BESIDE = {
     "plan": ("latency.json",),
     "train": ("base", "checkpoints"),
     "merge": ("model.onnx", "model-int8.onnx"),
+    # The cards hold numbers of the result.
+    "evaluate": tuple(f"{folder}/{file}" for folder in ("merged", "adapter") for file in CARD),
 }
 """What came of a step on the way: it goes when the step is done anew, and keeps no step from being done."""
 NEEDS = {
@@ -34,6 +37,7 @@ NEEDS = {
     "train": ("plan.json", "plan"),
     "merge": ("adapter", "train"),
     "evaluate": ("training.json", "train"),
+    "push": ("result.json", "evaluate"),
 }
 """What a step reads, and the step that writes it."""
 

@@ -1,10 +1,8 @@
 """Which model is this? Its sizes, a fingerprint of its weights, and what was already removed from it."""
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_adapter.architectures.ranges import from_ranges, to_ranges
-from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
+from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape, public_name
 from pruning_adapter.architectures.sites import (
     base_of,
     find_all_sites,
@@ -37,7 +35,6 @@ __all__ = [
     "fingerprint_weights",
     "identify",
     "pruned_state",
-    "public_name",
 ]
 
 CONFIG_FIELD = "pruning"
@@ -181,12 +178,6 @@ def identify(model: nn.Module) -> ModelIdentity:
         name=public_name(str(getattr(config, "_name_or_path", "") or "")),
         revision=getattr(config, "_commit_hash", None),
     )
-
-
-def public_name(name: str) -> str:
-    """What to call a model in files that others read: of a folder's path the last part, a hub id as it is."""
-    local = name.startswith(("/", "~", ".")) or "\\" in name or Path(name).is_dir()
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if local else name
 
 
 def count_stack_blocks(model: nn.Module) -> tuple[int, ...]:

@@ -15,7 +15,15 @@ WHOLE = "model.safetensors"
 CONFIGS = ("config.json", "generation_config.json", "README.md")
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "spm.model"),
+    *(
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "tokenizer.model",
+        "spm.model",
+    ),
     *("chat_template.jinja", "bpe.codes"),
 )
 """Text, and sentencepiece's tables: nothing that could run."""
@@ -119,7 +127,9 @@ def explain(error: Exception, name: str, revision: str | None) -> str:
     if isinstance(error, GatedRepoError):
         return f"{name!r} is gated: accept its conditions on its page on the Hub, then {login}."
     if isinstance(error, RepositoryNotFoundError):
-        return f"{gone}, and the Hub has no such repository, or it is private. Check the name; if it is private, {login}."
+        return (
+            f"{gone}, and the Hub has no such repository, or it is private. Check the name; if it is private, {login}."
+        )
     if isinstance(error, RevisionNotFoundError):
         return f"The Hub has {name!r}, but no revision {revision or 'main'!r} of it. Name a branch, a tag or a commit."
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -131,7 +141,9 @@ def explain(error: Exception, name: str, revision: str | None) -> str:
                 f"{gone}, and {called} is not (wholly) in the local cache, while this process is offline "
                 "(HF_HUB_OFFLINE or local_files_only). Go online once, or pass a folder."
             )
-        return f"{gone}, the Hub cannot be reached, and {called} is not (wholly) in the local cache. Check the connection."
+        return (
+            f"{gone}, the Hub cannot be reached, and {called} is not (wholly) in the local cache. Check the connection."
+        )
     first = next((line for line in str(error).strip().splitlines() if line), type(error).__name__)
     return f"{gone} and could not be had from the Hub ({first}). Check the name and the connection."
 

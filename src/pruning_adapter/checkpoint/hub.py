@@ -8,7 +8,17 @@ from typing import Any
 
 from pruning_adapter.errors import CheckpointError
 
-__all__ = ["HUB_OPTIONS", "INDEX", "TOKENIZER_FILES", "WHOLE", "Source", "explain", "find_model", "find_tokenizer"]
+__all__ = [
+    "HUB_OPTIONS",
+    "INDEX",
+    "TOKENIZER_FILES",
+    "WHOLE",
+    "Source",
+    "explain",
+    "find_model",
+    "find_tokenizer",
+    "note_commit_",
+]
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -29,6 +39,12 @@ TOKENIZER_FILES = (
 """Text, and sentencepiece's tables: nothing that could run."""
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 """Arguments of `from_pretrained` that say what to fetch and how."""
+
+
+def note_commit_(model: Any, source: "Source") -> None:
+    """Let `identify` find the commit in the config, where older releases of Transformers kept it; it is never saved."""
+    if source.commit is not None:
+        model.config._commit_hash = source.commit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
 from pruning_adapter.architectures.sites import is_plain
-from pruning_adapter.checkpoint.hub import HUB_OPTIONS, find_model
+from pruning_adapter.checkpoint.hub import HUB_OPTIONS, find_model, note_commit_
 from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
 from pruning_adapter.errors import AdapterError, CheckpointError, OutputError
 from pruning_adapter.storage import replace_folder
@@ -113,6 +113,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(f"{location} lacks {len(missing)} weights, the first is {missing[0]!r}; save it again.")
+    note_commit_(model, source)
     _mend_four_bits_(model)
     _align_(model)
     return fuse_(model) if fuse else model

@@ -397,7 +397,11 @@ def _use_of_adapter(result: Result, place: str, base: str | None) -> tuple[str, 
         commit = result.model.get("revision")
         at = f', revision="{commit}"' if commit else ""
         name = found or public_name(str(result.model.get("id", "the base")))
-        load = f'AutoModelForSequenceClassification.from_pretrained("{name}"{at}, num_labels={classes})'
+        # The base may have a head of its own, of another size; the adapter brings the trained one.
+        load = (
+            f'AutoModelForSequenceClassification.from_pretrained(\n    "{name}"{at}, num_labels={classes}, '
+            "ignore_mismatched_sizes=True\n)"
+        )
         text = "The adapter is loaded onto its base" + (
             ", which it prunes first, after a check that it is the one it was trained on:" if result.pruning else ":"
         )

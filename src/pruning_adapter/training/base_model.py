@@ -10,7 +10,7 @@ from torch import nn
 
 from pruning_adapter.architectures.registry import find_spec
 from pruning_adapter.architectures.sites import find_stacks
-from pruning_adapter.checkpoint.hub import find_model, find_tokenizer
+from pruning_adapter.checkpoint.hub import find_model, find_tokenizer, note_commit_
 from pruning_adapter.errors import CheckpointError
 
 __all__ = ["BaseModel", "load_base", "load_tokenizer"]
@@ -76,6 +76,7 @@ def load_base(
         raise CheckpointError(_explain(name, error)) from error
     new = {*info["missing_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}
     _check_blocks_are_complete(name, model, new)
+    note_commit_(model, source)
     return BaseModel(model=model, fresh=tuple(sorted({key.rpartition(".")[0] for key in new})))
 
 

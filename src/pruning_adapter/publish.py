@@ -11,7 +11,8 @@ from typing import Any, cast
 from pruning_adapter.architectures.shapes import public_name
 from pruning_adapter.errors import CheckpointError, OutputError
 from pruning_adapter.evaluation.result import Result
-from pruning_adapter.reporting.card import CARD, PICTURE, Kind, write_card
+from pruning_adapter.reporting.card import CARD, PICTURE, write_card
+from pruning_adapter.reporting.card_text import Kind
 from pruning_adapter.run_folder import check_needs
 
 __all__ = ["push_run"]

@@ -49,20 +49,21 @@ PLAN = (
     "--top-blocks --high-rank --low-rank --rank-budget"
 )
 VERBS = {
-    "run": "--model --demo --task --data-dir --train-file --validation-file --text-columns --label-column --train-rows "
-    f"--scorer --units --order --reduction --examples {PLAN} --method --recipe --epochs --learning-rate "
+    "run": "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
+    f"--train-rows --scorer --units --order --reduction --examples {PLAN} --method --recipe --epochs --learning-rate "
     "--accumulate --bf16 --seed --output-dir --overwrite --resume --threads --verbose",
-    "importance": "--model --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
-    "--train-rows --scorer --units --order --reduction --examples --seed --output-dir --figure --overwrite --threads "
-    "--verbose",
+    "importance": "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns "
+    "--label-column --train-rows --scorer --units --order --reduction --examples --seed --output-dir --figure "
+    "--overwrite --threads --verbose",
     "plan": f"--units {PLAN} --output-dir --sweep --by --figure --dry-run --overwrite --threads --verbose",
-    "train": "--model --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
+    "train": "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
     "--train-rows --method --recipe --epochs --learning-rate --accumulate --bf16 --seed --output-dir --overwrite "
     "--threads --verbose",
     "merge": "--output-dir --overwrite --threads --verbose",
     "evaluate": "--output-dir --overwrite --threads --verbose",
     "export": "--onnx --int8 --model --output-dir --overwrite --threads --verbose",
     "report": "--output-dir",
+    "push": "--adapter --private --revision --message --license --card --output-dir --verbose",
 }
 
 

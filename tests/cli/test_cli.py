@@ -791,12 +791,11 @@ def test_an_interrupt_says_how_to_go_on(
 
 
 def test_brackets_in_names_are_shown_as_they_are(call: Call, base: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "a[bold]b[" / "]c"
-    folder.mkdir(parents=True)
-    model = Path(shutil.copytree(base / "model", folder / "model"))
-    outcome = call("run", *options(base, tmp_path / "run", model=model))
+    model = Path(shutil.copytree(base / "model", tmp_path / "a[bold]b[]c"))
+    outcome = call("run", *options(base, tmp_path / "r[bold]un", model=model))
     assert outcome.status == 0
-    assert f"train with {model}" in outcome.out
+    assert "train with a[bold]b[]c" in outcome.out
+    assert f"Report: {tmp_path / 'r[bold]un'}" in outcome.out
 
 
 def test_the_merged_model_is_exported_for_onnxruntime(call: Call, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ ORDER = (
     ("reporting",),
     ("settings", "run_folder"),
     ("decide",),
-    ("pipeline",),
+    ("pipeline", "publish"),
     ("reproduce",),
     ("cli",),
 )

@@ -124,6 +124,28 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert not steps & {name for names in BESIDE.values() for name in names}
 
 
+def test_the_models_have_cards_and_know_no_path(finished: Path, model: Path) -> None:
+    for folder in ("merged", "adapter"):
+        card = (finished / folder / "README.md").read_text(encoding="utf-8")
+        assert f"# model-train-pruned{'-adapter' * (folder == 'adapter')}\n" in card
+        assert str(model.parent) not in card
+        assert str(finished.parent) not in card
+    assert str(model.parent) not in (finished / "merged/config.json").read_text(encoding="utf-8")
+    assert str(model.parent) not in (finished / "plan.json").read_text(encoding="utf-8")
+
+
+def test_a_card_goes_with_the_result_that_it_tells(finished: Path, tmp_path: Path) -> None:
+    again = Path(shutil.copytree(finished, tmp_path / "again"))
+    remove_steps(again, "evaluate")
+    for folder in ("merged", "adapter"):
+        assert (again / folder).is_dir()
+        assert not {"README.md", "pruning.png"} & names(again / folder)
+    shutil.copy(finished / "result.json", again)
+    call("report", "--output-dir", again)
+    for file in ("merged/README.md", "merged/pruning.png", "adapter/README.md"):
+        assert (again / file).read_bytes() == (finished / file).read_bytes()
+
+
 def test_every_file_says_the_same(finished: Path) -> None:
     scores = ImportanceScores.load(finished / "importance.json")
     plan, ranks = PruningPlan.load(finished / "plan.json"), RankPlan.load(finished / "ranks.json")
@@ -221,12 +243,12 @@ def test_resuming_does_what_is_missing_and_nothing_else(
 ) -> None:
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     remove_steps(folder, first)
-    before = {
-        path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name not in ("settings.json", LOCK)
-    }
+    # Cards are written anew with the report.
+    anew = ("settings.json", LOCK, "README.md", "pruning.png")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name not in anew}
     call("run", *inputs(model, task), *PLAN, *TRAIN, "--output-dir", folder, "--resume")
     assert_same_model(folder, finished)
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name in before} == before
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     assert names(folder) == FILES | FOLDERS
 
 

@@ -65,6 +65,27 @@ def test_data_that_is_missing_or_doubled_is_refused(settings: Settings, message:
         settings.check()
 
 
+def test_only_a_hub_id_has_a_revision(tmp_path: Path) -> None:
+    Settings(model="a/model", revision="v1", task="rte").check()
+    with pytest.raises(DataError, match=r"--revision is 'v1', but .* is a folder here"):
+        Settings(model=str(tmp_path), revision="v1", task="rte").check()
+    with pytest.raises(DataError, match="--revision is 'v1', but no model was named"):
+        Settings(demo=True, revision="v1").check()
+
+
+def test_a_revision_goes_with_the_model_that_it_is_of() -> None:
+    pinned = Settings(model="a/model", revision="v1", task="rte")
+    assert pinned.changed({"model": "b/model"}).revision is None
+    assert pinned.changed({"model": "b/model", "revision": "v2"}).revision == "v2"
+    assert pinned.changed({"model": "a/model", "seed": 1}).revision == "v1"
+
+
+def test_a_folder_goes_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "encoder").mkdir()
+    assert Settings(model=str(tmp_path / "encoder")).model_id == "encoder"
+    assert Settings(model="a/model").model_id == "a/model"
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
     [

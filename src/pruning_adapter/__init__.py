@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         reversed_importance,
     )
     from pruning_adapter.planning import PruningPlan, RankPlan, plan_pruning, plan_ranks
+    from pruning_adapter.publish import push_run
     from pruning_adapter.serving import PrunedTasks
     from pruning_adapter.surgery import prune_, reconstruct_
 
@@ -55,6 +56,7 @@ __all__ = [
     "plan_ranks",
     "prune_",
     "prune_checkpoint",
+    "push_run",
     "quantize_base_",
     "random_importance",
     "reconstruct_",
@@ -86,6 +88,7 @@ _HOME = {
     "plan_pruning": "planning",
     "plan_ranks": "planning",
     "PrunedTasks": "serving",
+    "push_run": "publish",
     "prune_": "surgery",
     "reconstruct_": "surgery",
 }

@@ -28,7 +28,9 @@ from transformers import set_seed
 from pruning_adapter.adapter.carry import carry_, take_out_
 from pruning_adapter.architectures.identity import PrunedState, dense_parameters, identify, pruned_state
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
+from pruning_adapter.checkpoint.hub import find_model
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
+from pruning_adapter.checkpoint.terms import read_terms
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.decide import choose_units, plan_from_settings
 from pruning_adapter.environment import machine, versions
@@ -68,7 +70,7 @@ from pruning_adapter.training.methods import apply_method, set_dropout_
 from pruning_adapter.training.padding_free import check_padding_free, leave_out_padding_
 from pruning_adapter.training.precision import halve_frozen_
 from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
-from pruning_adapter.training.tasks import load_glue
+from pruning_adapter.training.tasks import HUB_DATASET, load_glue
 from pruning_adapter.training.tokenize import count_truncated, sample_examples, tokenize
 from pruning_adapter.training.trainer import (
     MOMENTS,
@@ -141,7 +143,7 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(self.model_path)
+        return load_tokenizer(self.model_path, revision=self.settings.revision)
 
     @cached_property
     def latency(self) -> LatencyTable | None:
@@ -171,8 +173,13 @@ class Run:
 
     def load_base(self) -> BaseModel:
         """A fresh dense base with a task head that starts the same way every time, on the device to train on."""
-        base = load_base(self.model_path, label_names=self.data.label_names, seed=self.settings.seed)
-        if self.settings.padding_free:
+        settings = self.settings
+        base = load_base(
+            self.model_path, label_names=self.data.label_names, seed=settings.seed, revision=settings.revision
+        )
+        # What the files of a run call it; PEFT goes by the model's own attribute, which stays the path.
+        cast(Any, base.model).config.name_or_path = settings.model_id
+        if settings.padding_free:
             check_padding_free(base.model)
         base.model.to(_device())
         return base
@@ -201,8 +208,9 @@ class Run:
         # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
         started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed)
         # It is still that model to those who read what is saved.
-        cast(Any, started.model).name_or_path = cast(Any, base.model).name_or_path
-        cast(Any, started.model).config.name_or_path = cast(Any, base.model).config.name_or_path
+        model, whole = cast(Any, started.model), cast(Any, base.model)
+        model.name_or_path, model.config.name_or_path = whole.name_or_path, whole.config.name_or_path
+        model.config._commit_hash = getattr(whole.config, "_commit_hash", None)
         return replace(base, model=started.model.to(_device()))
 
     def _check_start(self, base: BaseModel, path: Path) -> None:
@@ -349,8 +357,7 @@ class Run:
             scores = reversed_importance(self._score(model, ours))
         else:
             scores = self._score(model, scorer)
-        named = replace(scores.model, name=self.settings.model_id)
-        scores = replace(scores, model=named, task=self.data.name, seed=self.settings.seed)
+        scores = replace(scores, task=self.data.name, seed=self.settings.seed)
         scores.save(path)
         return scores
 
@@ -503,6 +510,7 @@ class Run:
                 "name": self.data.name,
                 "train_examples": len(self.data.train),
                 "labels": list(self.data.label_names),
+                **({"dataset": HUB_DATASET} if self.settings.task is not None else {}),
             },
             model=self._describe_model(dense),
             method=self.method,
@@ -533,11 +541,12 @@ class Run:
         return result
 
     def report(self) -> Path:
-        """Write report.html from result.json; returns its path."""
-        from pruning_adapter.reporting import write_report
+        """Write report.html from result.json, and the cards of merged/ and adapter/; returns the page's path."""
+        from pruning_adapter.reporting import write_cards, write_report
 
         path = self.folder / "report.html"
         write_report(self.evaluate(), path)
+        write_cards(self.evaluate(), self.folder)
         return path
 
     def _scored_batches(self) -> LengthSortedBatches:
@@ -659,6 +668,7 @@ class Run:
             "revision": identity.revision,
             "model_type": identity.model_type,
             "fingerprint": identity.fingerprint,
+            **read_terms(find_model(self.model_path, revision=identity.revision).folder),
         }
 
     def _describe_pruning(self, length: int) -> dict[str, Any]:

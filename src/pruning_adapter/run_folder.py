@@ -23,6 +23,7 @@ __all__ = [
 _LOGGER = logging.getLogger(__name__)
 LOCK = ".lock"
 SETTINGS = "settings.json"
+CARD = ("README.md", "pruning.png")
 
 STEPS = {
     "importance": ("importance.json",),
@@ -38,6 +39,8 @@ BESIDE = {
     "plan": ("latency.json",),
     "train": ("base", "checkpoints"),
     "merge": ("model.onnx", "model-int8.onnx", "model.pt2", "stock", "uniform", "transformers4"),
+    # The cards hold numbers of the result.
+    "evaluate": tuple(f"{folder}/{file}" for folder in ("merged", "adapter") for file in CARD),
 }
 """What came of a step on the way: it goes when the step is done anew, and keeps no step from being done."""
 NEEDS = {
@@ -45,6 +48,7 @@ NEEDS = {
     "train": ("plan.json", "plan"),
     "merge": ("adapter", "train"),
     "evaluate": ("training.json", "train"),
+    "push": ("result.json", "evaluate"),
 }
 """What a step reads, and the step that writes it."""
 
@@ -129,5 +133,9 @@ def remove_steps(folder: Path, first: str) -> None:
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what a run that was killed had begun to write; for those who hold the folder's lock."""
-    written = (name for names in (*STEPS.values(), *BESIDE.values()) for name in names)
-    remove_leftovers(folder, {SETTINGS, *written})
+    names_in: dict[Path, set[str]] = {folder: {SETTINGS}}
+    for path in (folder / name for names in (*STEPS.values(), *BESIDE.values()) for name in names):
+        names_in.setdefault(path.parent, set()).add(path.name)
+    for place, names in names_in.items():
+        if place.is_dir() and not place.is_symlink():
+            remove_leftovers(place, names)

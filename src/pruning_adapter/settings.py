@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
+from pruning_adapter.architectures.shapes import public_name
 from pruning_adapter.architectures.spec import Kind
 from pruning_adapter.errors import CheckpointError, DataError, ImportanceError, OutputError, PlanError, TrainingError
 from pruning_adapter.storage import read_json, write_json
@@ -60,6 +61,8 @@ class Settings:
     """Folder or hub id; empty with `demo`."""
     model_name: str | None = None
     """What to call it in results, where `model` is a folder."""
+    revision: str | None = None
+    """Of the hub id: a branch, a tag or a commit."""
     demo: bool = False
     """The embedded encoder and the task that the project generates."""
     task: str | None = None
@@ -184,6 +187,9 @@ class Settings:
             )
         if not self.demo and not self.model:
             raise DataError("No model was named. Give --model, a folder or a hub id; --demo brings its own.")
+        if self.revision is not None and (not self.model or Path(self.model).is_dir()):
+            named = f"{self.model} is a folder here" if self.model else "no model was named"
+            raise DataError(f"--revision is {self.revision!r}, but {named}; only hub ids have revisions. Leave it out.")
         if self.train_file and not (self.validation_file and self.text_columns and self.label_column):
             raise DataError("--train-file also needs --validation-file, --text-columns and --label-column.")
 
@@ -258,7 +264,7 @@ class Settings:
         """The model as people know it."""
         if self.model_name is not None:
             return self.model_name
-        return DEMO_MODEL if self.demo and not self.model else self.model
+        return DEMO_MODEL if self.demo and not self.model else public_name(self.model)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -288,7 +294,11 @@ class Settings:
 
     def changed(self, given: Mapping[str, Any]) -> "Settings":
         """These settings with the values in `given` in place of theirs; None leaves a value as it is."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        base = self
+        if given.get("model") not in (None, self.model):
+            # A revision is one of the model that it was given with.
+            base = replace(self, revision=None)
+        return replace(base, **{name: value for name, value in given.items() if value is not None})
 
     def with_rule(self, given: Mapping[str, Any]) -> "Settings":
         """As `changed`; a pruning rule in `given` replaces another that was set earlier."""

@@ -126,7 +126,7 @@ def test_what_is_no_dense_checkpoint_is_one_clear_error(dense: Path, tmp_path: P
     pa.prune_checkpoint(dense, plan, tmp_path / "out")
     with pytest.raises(CheckpointError, match="is pruned already"):
         pa.prune_checkpoint(tmp_path / "out", plan, tmp_path / "again")
-    with pytest.raises(CheckpointError, match="is no folder here, and the Hub does not give it"):
+    with pytest.raises(CheckpointError, match="is no folder here, and no hub id either"):
         pa.prune_checkpoint(tmp_path / "nowhere", plan, tmp_path / "again")
     empty = shutil.copytree(dense, tmp_path / "empty")
     (empty / "model.safetensors").unlink()

@@ -52,14 +52,14 @@ PLAN = (
     "--top-blocks --high-rank --low-rank --rank-budget"
 )
 VERBS = {
-    "run": "--model --demo --task --data-dir --train-file --validation-file --text-columns --label-column --train-rows "
-    f"--scorer --units --order --reduction --examples {PLAN} --method --recipe --epochs --learning-rate "
+    "run": "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
+    f"--train-rows --scorer --units --order --reduction --examples {PLAN} --method --recipe --epochs --learning-rate "
     "--accumulate --bf16 --seed --output-dir --overwrite --resume --threads --verbose",
-    "importance": "--model --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
-    "--train-rows --scorer --units --order --reduction --examples --seed --output-dir --figure --overwrite --threads "
-    "--verbose",
+    "importance": "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns "
+    "--label-column --train-rows --scorer --units --order --reduction --examples --seed --output-dir --figure "
+    "--overwrite --threads --verbose",
     "plan": f"--units {PLAN} --output-dir --sweep --by --figure --dry-run --overwrite --threads --verbose",
-    "train": "--model --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
+    "train": "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
     "--train-rows --method --recipe --epochs --learning-rate --accumulate --bf16 --seed --output-dir --overwrite "
     "--threads --verbose",
     "merge": "--output-dir --overwrite --threads --verbose",
@@ -67,6 +67,7 @@ VERBS = {
     "export": "--stock --uniform-heads --transformers4 --onnx --int8 --torch-export "
     "--model --output-dir --overwrite --threads --verbose",
     "report": "--output-dir",
+    "push": "--adapter --private --revision --message --license --card --output-dir --verbose",
 }
 
 
@@ -279,9 +280,14 @@ def test_a_model_that_cannot_be_used_is_refused(
     assert names(tmp_path) == {"model"}
 
 
-@pytest.mark.parametrize("model", ["no-such/model", "no/such/folder"])
-def test_a_model_neither_here_nor_on_the_hub_is_refused(call: Call, base: Path, tmp_path: Path, model: str) -> None:
-    message = f"Model '{model}' is no folder here and could not be had from the Hub .* pass --model with a local folder"
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [("no-such/model", r"is not \(wholly\) in the local cache, .* offline"), ("no/such/folder", "no hub id either")],
+)
+def test_a_model_neither_here_nor_on_the_hub_is_refused(
+    call: Call, base: Path, tmp_path: Path, model: str, reason: str
+) -> None:
+    message = f"'{model}' is no folder here, and .*{reason}"
     assert_refused(call("run", *options(base, tmp_path / "run", model=model)), message)
     assert names(tmp_path) == set()
 
@@ -789,12 +795,11 @@ def test_an_interrupt_says_how_to_go_on(
 
 
 def test_brackets_in_names_are_shown_as_they_are(call: Call, base: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "a[bold]b[" / "]c"
-    folder.mkdir(parents=True)
-    model = Path(shutil.copytree(base / "model", folder / "model"))
-    outcome = call("run", *options(base, tmp_path / "run", model=model))
+    model = Path(shutil.copytree(base / "model", tmp_path / "a[bold]b[]c"))
+    outcome = call("run", *options(base, tmp_path / "r[bold]un", model=model))
     assert outcome.status == 0
-    assert f"train with {model}" in outcome.out
+    assert "train with a[bold]b[]c" in outcome.out
+    assert f"Report: {tmp_path / 'r[bold]un'}" in outcome.out
 
 
 def test_the_merged_model_is_exported_for_onnxruntime(call: Call, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class Scene:
         """The run goes on, and ends as the undisturbed one did."""
         resumed = self.run(forge, folder, "--resume")
         assert resumed["status"] == ENDED, resumed["said"]
-        assert names(folder) == names(self.undisturbed)
+        assert tree(folder) == tree(self.undisturbed)
         for name in SAME:
             # The adapter names its base, by where that lies.
             here, there = ((each / name).read_bytes().replace(bytes(each), b"") for each in (folder, self.undisturbed))
@@ -122,6 +122,10 @@ def scene(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {LOCK}
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")} - {LOCK}
 
 
 def check_whole(folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_adapter.architectures.ranges import lists_from_ranges, to_ranges
-from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
+from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape, public_name
 from pruning_adapter.architectures.sites import (
     base_of,
     find_all_sites,
@@ -184,7 +184,7 @@ def identify(model: nn.Module) -> ModelIdentity:
         block_parameters=tuple(sum(p.numel() for _, p in _own_parameters(block)) for _, block, _ in find_stacks(model)),
         norm_parameters=_count_norms(model),
         fingerprint=fingerprint_weights(model),
-        name=str(getattr(config, "_name_or_path", "") or ""),
+        name=public_name(str(getattr(config, "_name_or_path", "") or "")),
         revision=getattr(config, "_commit_hash", None),
     )
 

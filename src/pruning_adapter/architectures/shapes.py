@@ -1,8 +1,10 @@
 """Sizes of a model's prunable parts, as pure numbers: what plans count with, without a model at hand."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from pruning_adapter.architectures.ranges import MOST_UNITS
@@ -10,7 +12,7 @@ from pruning_adapter.architectures.spec import GROUP_ROLES, Kind
 from pruning_adapter.architectures.unit_index import kept_groups
 from pruning_adapter.errors import CheckpointError
 
-__all__ = ["ModelIdentity", "ProjectionShape", "SiteShape"]
+__all__ = ["ModelIdentity", "ProjectionShape", "SiteShape", "public_name"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +225,12 @@ class ModelIdentity:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"The model identity in this file is damaged: {error!r}.") from error
+
+
+def public_name(name: str) -> str:
+    """What to call a model in files that others read: of a folder's path the last part, a hub id as it is."""
+    local = name.startswith(("/", "~", ".")) or "\\" in name or Path(name).is_dir()
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if local else name
 
 
 def _fold(sites: Sequence[SiteShape]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
 from pruning_adapter.architectures.sites import is_plain
+from pruning_adapter.checkpoint.hub import HUB_OPTIONS, find_model, note_commit_
 from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
 from pruning_adapter.checkpoint.shards import read_index
 from pruning_adapter.errors import AdapterError, CheckpointError, OutputError
@@ -77,7 +78,7 @@ def check_replaceable(folder: Path) -> None:
         raise OutputError(f"{folder} is a file; name a folder.")
     if not folder.is_dir():
         return
-    parts = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
+    parts = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "pruning.png")
     strange = [path.name for path in sorted(folder.iterdir()) if not any(path.match(part) for part in parts)]
     if any(folder.iterdir()) and (strange or not (folder / "config.json").is_file()):
         shown = strange[0] if strange else next(folder.iterdir()).name
@@ -91,25 +92,28 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     class, accepts safetensors only, and checks that no weight is missing.
 
     Args:
-        path: folder or hub id.
+        path: folder or hub id. Of a repository only JSON, safetensors and its card are fetched.
         fuse: compute query, key and value as one product where the family keeps them apart, which is for inference;
             see `pruning_adapter.surgery.fuse_`.
-        kwargs: handed to `from_pretrained`, such as `dtype`, `device_map`, `revision`, `quantization_config`.
+        kwargs: handed to `from_pretrained`, such as `dtype`, `device_map`, `quantization_config`; for hub ids also
+            `revision` (a branch, a tag, or better a commit), `subfolder`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
-        CheckpointError: not such a folder, damaged, or incomplete; or quantised to 4 bits in a way that bitsandbytes
-            cannot compute on a CPU.
+        CheckpointError: not such a folder, damaged, or incomplete; no such repository or revision, none that this
+            login may read, or not in the cache and offline; or quantised to 4 bits in a way that bitsandbytes cannot
+            compute on a CPU.
     """
     import transformers
 
-    location = str(path)
-    if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
-        raise CheckpointError(f"{location} has no config.json, so it holds no model saved by save_pruned.")
+    location, inside = str(path), str(kwargs.get("subfolder") or "")
+    if Path(location).is_dir() and not (Path(location) / inside / "config.json").is_file():
+        raise CheckpointError(f"{Path(location) / inside} has no config.json: it holds no model saved by save_pruned.")
+    source = find_model(path, **{name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs})
     # Transformers would follow an index out of the folder.
-    read_index(Path(location))
+    read_index(source.folder / inside)
+    kwargs |= source.options
     try:
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-        config = transformers.AutoConfig.from_pretrained(location, **hub)
+        config = transformers.AutoConfig.from_pretrained(location, **source.options)
         if getattr(config, CONFIG_FIELD, None) is not None:
             PrunedState.from_json(getattr(config, CONFIG_FIELD))
         model_class = find_class(config, location)
@@ -124,6 +128,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(f"{location} lacks {len(missing)} weights, the first is {missing[0]!r}; save it again.")
+    note_commit_(model, source)
     _mend_four_bits_(model)
     align_(model)
     return fuse_(model) if fuse else model

@@ -1,4 +1,4 @@
-"""The index of a checkpoint in several files: which file holds which weight."""
+"""A checkpoint in one file or several, whose index tells which file holds which weight."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import Any
 
 from pruning_adapter.errors import CheckpointError
 
-__all__ = ["INDEX", "read_index"]
+__all__ = ["INDEX", "WHOLE", "read_index"]
 
 INDEX = "model.safetensors.index.json"
+WHOLE = "model.safetensors"
 
 
 def read_index(folder: Path) -> dict[str, Path]:
@@ -26,6 +27,6 @@ def read_index(folder: Path) -> dict[str, Path]:
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     for file in set(files.values()):
-        if Path(file).name != file:
-            raise CheckpointError(f"{path} names {file!r}, which is no file of that folder.")
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise CheckpointError(f"{path} names {file!r}, which is no safetensors file of that folder.")
     return {name: folder / file for name, file in files.items()}

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD, Fingerprint, block_parameters, identify
 from pruning_adapter.checkpoint.companions import copy_companions
+from pruning_adapter.checkpoint.hub import find_model, find_tokenizer
 from pruning_adapter.checkpoint.merged import find_class
-from pruning_adapter.checkpoint.shards import INDEX, read_index
+from pruning_adapter.checkpoint.shards import INDEX, WHOLE, read_index
 from pruning_adapter.errors import CheckpointError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.storage import replace_folder
@@ -22,8 +23,6 @@ from pruning_adapter.surgery.cuts import cuts_by_name
 from pruning_adapter.surgery.prune import check_identity_fits, cut_
 
 __all__ = ["prune_checkpoint"]
-
-WHOLE = "model.safetensors"
 
 
 def prune_checkpoint(
@@ -50,7 +49,7 @@ def prune_checkpoint(
 
     Raises:
         PlanError: the plan was made for another model, or asks for a reconstruction.
-        CheckpointError: no such checkpoint, not in safetensors, damaged, or pruned already.
+        CheckpointError: no such checkpoint here nor on the Hub, not in safetensors, damaged, or pruned already.
         OutputError: `out` cannot be written.
     """
     if plan.reconstruct != "none":
@@ -93,17 +92,10 @@ def prune_checkpoint(
 
 
 def _fetch(path: str | Path, revision: str | None) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-        return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path} is no folder here, and the Hub does not give it: {first}") from error
+    folder = find_model(path, revision=revision).folder
+    if not Path(path).is_dir():
+        find_tokenizer(path, revision=folder.name)
+    return folder
 
 
 def _build_empty(folder: Path) -> nn.Module:

@@ -12,6 +12,7 @@ from pruning_adapter.cli.export import export
 from pruning_adapter.cli.importance import importance
 from pruning_adapter.cli.merge import merge
 from pruning_adapter.cli.plan import plan
+from pruning_adapter.cli.push import push
 from pruning_adapter.cli.report import report
 from pruning_adapter.cli.reproduce import reproduce
 from pruning_adapter.cli.run import run
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for verb in (run, importance, plan, train, merge, evaluate, export, report, reproduce):
+for verb in (run, importance, plan, train, merge, evaluate, export, report, push, reproduce):
     app.command()(verb)
 
 

@@ -13,6 +13,7 @@ __all__ = ["importance"]
 
 def importance(
     model: o.ModelName = None,
+    revision: o.Revision = None,
     demo: o.Demo = False,
     task: o.Task = None,
     data_dir: o.DataDir = None,

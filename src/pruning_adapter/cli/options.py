@@ -40,6 +40,7 @@ __all__ = [
     "RecipeName",
     "Reconstruct",
     "Reduction",
+    "Revision",
     "ScorerName",
     "Seed",
     "StopWhenStable",
@@ -61,6 +62,10 @@ _DATA, _SCORES, _PLAN, _TRAIN = "Model and data", "Importance", "Plans", "Traini
 
 ModelName = Annotated[
     str | None, typer.Option("--model", help="Hub id or folder of the base model.", rich_help_panel=_DATA)
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Of a hub id: a branch, a tag, or best a commit. [main]", rich_help_panel=_DATA),
 ]
 Demo = Annotated[
     bool, typer.Option("--demo", help="The embedded encoder and a task made here; no network.", rich_help_panel=_DATA)

@@ -8,11 +8,12 @@ __all__ = ["report"]
 
 
 def report(output_dir: o.OutputDir = Path("run")) -> None:
-    """Write report.html, one self-contained page, from result.json."""
+    """Write report.html, one self-contained page, from result.json, and the model cards of merged/ and adapter/."""
     from pruning_adapter.cli import show
     from pruning_adapter.evaluation.result import Result
-    from pruning_adapter.reporting import write_report
+    from pruning_adapter.reporting import write_cards, write_report
 
-    path = output_dir / "report.html"
-    write_report(Result.load(output_dir / "result.json"), path)
+    path, result = output_dir / "report.html", Result.load(output_dir / "result.json")
+    write_report(result, path)
+    write_cards(result, output_dir)
     show.step(f"Report: {path}")

@@ -17,6 +17,7 @@ __all__ = ["reproduce"]
 def reproduce(
     model: o.ModelName = "google-bert/bert-base-uncased",
     model_name: Annotated[str | None, typer.Option(help="What to call it, if it is a folder. [its name]")] = None,
+    revision: o.Revision = None,
     data_dir: o.DataDir = None,
     tasks: Annotated[str, typer.Option(help="GLUE tasks, with commas.")] = "mnli,mrpc,qnli,rte,sst2,wnli",
     methods: Annotated[
@@ -58,6 +59,7 @@ def reproduce(
         {
             "model": model,
             "model_name": model_name or (Path(model).name if model and Path(model).is_dir() else None),
+            "revision": revision,
             "data_dir": None if data_dir is None else str(data_dir),
             "train_rows": train_rows,
             "epochs": epochs,

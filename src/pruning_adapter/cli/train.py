@@ -10,6 +10,7 @@ __all__ = ["train"]
 
 def train(
     model: o.ModelName = None,
+    revision: o.Revision = None,
     demo: o.Demo = False,
     task: o.Task = None,
     data_dir: o.DataDir = None,

@@ -42,9 +42,10 @@ class Result:
     """What one run measured, and all that is needed to run it again."""
 
     task: Mapping[str, Any]
-    """name, train_examples, labels (list of class names)."""
+    """name, train_examples, labels (list of class names); dataset, its id on the Hub, where it has one."""
     model: Mapping[str, Any]
-    """id, revision, model_type, fingerprint of the dense base."""
+    """id, revision, model_type, fingerprint of the dense base; license, license_name, license_link and language, as far
+    as its own files tell them."""
     method: str
     """"full", "lora" or "prune-lora"."""
     scorer: str | None

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-__all__ = ["draw_importance", "draw_profiles", "draw_side_by_side", "figure_file"]
+__all__ = [
+    "add_map",
+    "add_scale",
+    "draw_importance",
+    "draw_profiles",
+    "draw_side_by_side",
+    "figure_file",
+    "number_blocks",
+]
 
 # Empty metadata keeps the bytes the same from day to day.
 METADATA: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
@@ -50,9 +58,18 @@ def draw_importance(
     size = (max(heads * cell, 2.0) + 1.9, max(len(rows) * cell, 2.0) + (1.2 if title else 0.9))
     with figure_file(path, size=size, title=title) as figure:
         axes = figure.add_subplot()
-        _fill(axes, rows, heads)
-        if kept is not None:
-            _cross_out(axes, rows, kept)
+        mesh = add_map(axes, rows, kept=kept)
+        add_scale(mesh, axes, shrink=0.5 if len(rows) > 1.5 * heads else 0.9)
+
+
+def add_map(
+    axes: Axes, rows: Sequence[Sequence[float]], *, kept: Sequence[Sequence[int]] | None = None
+) -> ScalarMappable:
+    """The block x head map of `draw_importance` on axes that are there already; returns what a colour scale is of."""
+    mesh = _mesh(axes, rows, max(len(row) for row in rows))
+    if kept is not None:
+        _cross_out(axes, rows, kept)
+    return mesh
 
 
 def draw_profiles(rows: Sequence[Sequence[float]], path: str | Path, *, title: str = "") -> None:
@@ -75,9 +92,9 @@ def draw_profiles(rows: Sequence[Sequence[float]], path: str | Path, *, title: s
         mesh = axes.pcolormesh(profiles, cmap="viridis", norm=PowerNorm(0.5, vmin=0, vmax=1), rasterized=True)
         axes.invert_yaxis()
         axes.set_xticks(range(0, QUANTILES + 1, 20), [f"{share}%" for share in range(0, QUANTILES + 1, 20)])
-        _number_blocks(axes, len(rows))
+        number_blocks(axes, len(rows))
         axes.set_xlabel("neurons of the block, most important first", fontsize=9)
-        _add_scale(mesh, axes, shrink=0.9)
+        add_scale(mesh, axes, shrink=0.9)
 
 
 def draw_side_by_side(maps: Mapping[str, Sequence[Sequence[float]]], path: str | Path, *, columns: int = 3) -> None:
@@ -160,11 +177,6 @@ def _check_kept(rows: Sequence[Sequence[float]], kept: Sequence[Sequence[int]]) 
             raise ImportanceError(f"Kept heads {unknown} do not exist in block {block}, which has {len(row)} heads.")
 
 
-def _fill(axes: Axes, rows: Sequence[Sequence[float]], heads: int) -> None:
-    mesh = _mesh(axes, rows, heads)
-    _add_scale(mesh, axes, shrink=0.5 if len(rows) > 1.5 * heads else 0.9)
-
-
 def _mesh(axes: Axes, rows: Sequence[Sequence[float]], heads: int) -> ScalarMappable:
     from matplotlib.ticker import FixedLocator
 
@@ -175,12 +187,13 @@ def _mesh(axes: Axes, rows: Sequence[Sequence[float]], heads: int) -> ScalarMapp
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(FixedLocator([head + 0.5 for head in range(0, heads, _stride(heads))]))
     axes.xaxis.set_major_formatter(lambda place, _: f"{place - 0.5:.0f}")
-    _number_blocks(axes, len(rows))
+    number_blocks(axes, len(rows))
     axes.set_xlabel("head", fontsize=9)
     return mesh
 
 
-def _number_blocks(axes: Axes, blocks: int) -> None:
+def number_blocks(axes: Axes, blocks: int) -> None:
+    """A tick for each row of a map, named by the block's number."""
     from matplotlib.ticker import FixedLocator
 
     axes.yaxis.set_major_locator(FixedLocator([block + 0.5 for block in range(0, blocks, _stride(blocks))]))
@@ -190,7 +203,8 @@ def _number_blocks(axes: Axes, blocks: int) -> None:
     axes.set_ylabel("block", fontsize=9)
 
 
-def _add_scale(mesh: ScalarMappable, axes: Axes, *, shrink: float) -> None:
+def add_scale(mesh: ScalarMappable, axes: Axes, *, shrink: float) -> None:
+    """The colour scale of a map, beside it."""
     _name_scale(axes.figure.colorbar(mesh, ax=axes, shrink=shrink, aspect=24))
 
 

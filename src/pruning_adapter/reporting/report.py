@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from pruning_adapter.evaluation.result import Quality, Result
 from pruning_adapter.reporting.chart import make_charts
-from pruning_adapter.reporting.html import write_page
 from pruning_adapter.reporting.numbers import (
     NBSP,
     TO,
@@ -25,28 +24,17 @@ from pruning_adapter.reporting.numbers import (
     show_times,
     show_value,
 )
+from pruning_adapter.reporting.places import without_home
+from pruning_adapter.reporting.template import write_page
+from pruning_adapter.reporting.wording import CORRECTIONS, METHODS, SCORERS, pruned_kinds, say_rule
 
 __all__ = ["write_report"]
 
-METHODS = {"full": "full fine-tuning", "lora": "LoRA", "prune-lora": "Prune-LoRA"}
-SCORERS = {
-    "gradient": "chosen by how strongly the loss reacts to each one",
-    "obs": "chosen by what the others cannot make up for",
-    "magnitude": "chosen by the size of their weights",
-    "random": "chosen at random",
-    "reversed": "chosen in reverse, the most important first",
-}
-CORRECTIONS = {
-    "bias": "The biases behind the pruned parts were corrected for what is gone, on the examples that were scored",
-    "lstsq": "The kept weights were corrected for what is gone, by least squares on the examples that were scored",
-}
 # Every tenth of viridis, which is perceptually uniform and safe for colour-blind readers.
 VIRIDIS = (
     *("#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c"),
     *("#22a884", "#44bf70", "#7ad151", "#bddf26", "#fde725"),
 )
-# A result may be read on another machine than the one that made it, so homes are known by their shape.
-HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\\s'\"]+|/root(?![\w.-])")
 
 
 def write_report(result: Result, path: Path) -> None:
@@ -59,15 +47,15 @@ def write_report(result: Result, path: Path) -> None:
 
 
 def _page(result: Result) -> dict[str, Any]:
-    task = _without_home(dict(result.task))
-    model = _without_home(dict(result.model))
+    task = without_home(dict(result.task))
+    model = without_home(dict(result.model))
     name, primary = next(iter(result.quality.items()), (None, None))
     return {
         "task": str(task.get("name", "task")),
         "model": _model_name(str(model.get("id", "model"))),
         "method": METHODS.get(result.method, result.method),
         "facts": _facts(result, task),
-        "notes": [_without_home(note) for note in result.notes],
+        "notes": [without_home(note) for note in result.notes],
         "headline": None if name is None or primary is None else _headline(name, primary),
         "tiles": _tiles(result.cost),
         "map": None if result.pruning is None else _head_map(result.pruning, result.scorer),
@@ -76,33 +64,20 @@ def _page(result: Result) -> dict[str, Any]:
         "charts": make_charts(result),
         "quality": [_quality_rows(each, quality) for each, quality in result.quality.items()],
         "details": {
-            "Recipe": _pairs(_without_home(dict(result.recipe))),
+            "Recipe": _pairs(without_home(dict(result.recipe))),
             "Task and model": [
                 *_pairs({f"task {key}": value for key, value in task.items()}),
                 *_pairs({f"model {key.removeprefix('model_')}": value for key, value in model.items()}),
                 *_pairs({"method": result.method, "scorer": result.scorer, "seed": result.seed}),
             ],
-            "Versions": _pairs(_without_home(dict(result.versions))),
-            "Machine": _pairs(_without_home(dict(result.machine))),
+            "Versions": _pairs(without_home(dict(result.versions))),
+            "Machine": _pairs(without_home(dict(result.machine))),
         },
         "command": result.command,
     }
 
 
 # --- text ---------------------------------------------------------------------------------------------------------
-
-
-def _without_home(value: Any) -> Any:
-    """`value` with every path into a user's home folder shortened to `~`, at any depth."""
-    if isinstance(value, str):
-        home = str(Path.home())
-        # "/" is the home of some containers, and is in every path.
-        return HOME.sub("~", value.replace(home, "~") if len(home) > 1 else value)
-    if isinstance(value, Mapping):
-        return {key: _without_home(each) for key, each in cast("Mapping[str, Any]", value).items()}
-    if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [_without_home(each) for each in cast("Sequence[Any]", value)]
-    return value
 
 
 def _model_name(identity: str) -> str:
@@ -114,7 +89,7 @@ def _model_name(identity: str) -> str:
 def _facts(result: Result, task: Mapping[str, Any]) -> list[str]:
     facts = [METHODS.get(result.method, result.method)]
     if result.pruning is not None and result.scorer is not None:
-        what = _pruned_kinds(result.pruning)
+        what = pruned_kinds(result.pruning)
         facts.append(f"{what} {SCORERS.get(result.scorer, f'chosen by {result.scorer}')}")
     if isinstance(task.get("train_examples"), int):
         facts.append(f"{show_grouped(task['train_examples'])} training examples")
@@ -231,33 +206,6 @@ def _ratio_tile(label: str, what: str, ratio: Any, shape: str | None) -> list[_T
 # --- the plan -------------------------------------------------------------------------------------------------------
 
 
-def _pruned_kinds(pruning: Mapping[str, Any]) -> str:
-    """ "heads", "neurons", or both; "heads" where nothing went."""
-    kept = cast("Sequence[Sequence[int]]", pruning.get("kept_heads") or ())
-    heads = sum(pruning.get("dense_heads") or ()) != sum(len(row) for row in kept)
-    neurons = sum(pruning.get("dense_neurons") or ()) != sum(pruning.get("neurons_kept") or ())
-    return "heads and neurons" if heads and neurons else "neurons" if neurons else "heads"
-
-
-def _say_rule(rule: Mapping[str, Any]) -> str | None:
-    """The rule that the plan was made by, as a sentence without its full stop; None if unknown."""
-    name, value = next(iter(rule.items()), ("", None))
-    share = as_number(value)
-    if name == "keep_bytes":
-        return f"Budget: weights of at most {value} as {rule.get('dtype')}"
-    if share is None:
-        return None
-    said = {
-        "keep_heads": f"Rule: {share:g} heads stay",
-        "keep_ratio": f"Rule: {show_percent(share)} of the units stay",
-        "threshold": f"Rule: units of a normalised importance below {share:g} go",
-        "keep_params": f"Budget: at most {show_percent(share)} of the parameters",
-        "keep_macs": f"Budget: at most {show_percent(share)} of the multiply-adds at {rule.get('length')} tokens",
-        "keep_latency": f"Budget: at most {show_percent(share)} of the time, as predicted before",
-    }
-    return said.get(name)
-
-
 def _planned(pruning: Mapping[str, Any], cost: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """What the plan predicted beside what came out and what the dense model has: (what, predicted, found, dense)."""
     predicted = cast("Mapping[str, Any]", pruning.get("predicted") or {})
@@ -352,19 +300,19 @@ def _head_map(pruning: Mapping[str, Any], scorer: str | None) -> dict[str, Any] 
         "blocks": blocks,
         "width": width,
         "stride": 1 if width <= 12 else 2 if width <= 20 else 4,
-        "what": _pruned_kinds(pruning),
+        "what": pruned_kinds(pruning),
         "pruned": sum(cell.pruned for cell in cells),
         "kept": None if kept is None else sum(len(row) for row in kept),
         "heads": len(cells),
         "scorer": SCORERS.get(scorer or "", scorer),
-        "roles": _without_home(list(pruning.get("rank_roles") or ())),
+        "roles": without_home(list(pruning.get("rank_roles") or ())),
         "ranks": _rank_summary(ranks),
         "has_ranks": bool(ranks),
         "emptied": [block.number for block in blocks if block.kept == ()],
         "neurons": None if not neurons else _count_neurons(neurons.values()),
         "emptied_neurons": [number for number, bar in sorted(neurons.items()) if bar.value == 0],
         "neuron_ranks": _rank_summary(bar.value for bar in neuron_ranks.values()),
-        "rule": _say_rule(cast("Mapping[str, Any]", pruning.get("rule") or {})),
+        "rule": say_rule(cast("Mapping[str, Any]", pruning.get("rule") or {})),
         "correction": CORRECTIONS.get(str(pruning.get("reconstruct"))),
     }
 

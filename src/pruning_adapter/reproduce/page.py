@@ -7,7 +7,7 @@ from typing import Any
 
 from pruning_adapter.errors import OutputError
 from pruning_adapter.importance.figure import draw_side_by_side
-from pruning_adapter.reporting.html import write_page
+from pruning_adapter.reporting.template import write_page
 from pruning_adapter.reproduce.tables import Table
 from pruning_adapter.storage import write_text
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from pruning_adapter.architectures.registry import find_spec
 from pruning_adapter.architectures.sites import find_stacks
+from pruning_adapter.checkpoint.hub import find_model, find_tokenizer, note_commit_
 from pruning_adapter.errors import CheckpointError
 
 __all__ = ["BaseModel", "load_base", "load_tokenizer"]
@@ -25,7 +26,14 @@ class BaseModel:
     they must train and be saved, or the adapter would not reload to what it was."""
 
 
-def load_base(name: str, *, label_names: tuple[str, ...], seed: int | None, attention: str | None = None) -> BaseModel:
+def load_base(
+    name: str,
+    *,
+    label_names: tuple[str, ...],
+    seed: int | None,
+    attention: str | None = None,
+    revision: str | None = None,
+) -> BaseModel:
     """Load `name` as a sequence classifier (or a regressor, if `label_names` is empty).
 
     Args:
@@ -33,6 +41,7 @@ def load_base(name: str, *, label_names: tuple[str, ...], seed: int | None, atte
         label_names: class names in the order of their numbers.
         seed: seed of the weights that start at random, and of all that is drawn after; None draws from what there is.
         attention: Transformers' `attn_implementation`; by default its own choice.
+        revision: of the hub id: a branch, a tag or a commit; by default its main branch.
 
     Raises:
         ArchitectureError: a family that we do not know; the message lists those we do.
@@ -41,8 +50,9 @@ def load_base(name: str, *, label_names: tuple[str, ...], seed: int | None, atte
     from transformers import AutoModelForSequenceClassification, PretrainedConfig, set_seed
 
     _check_safetensors(name)
+    source = find_model(name, revision=revision)
     try:
-        found, _ = PretrainedConfig.get_config_dict(name)
+        found, _ = PretrainedConfig.get_config_dict(name, **source.options)
         find_spec(found.get("model_type", "unknown"))
         if seed is not None:
             set_seed(seed)
@@ -61,24 +71,27 @@ def load_base(name: str, *, label_names: tuple[str, ...], seed: int | None, atte
             # A head trained for another number of classes starts anew; nothing else may differ in size.
             ignore_mismatched_sizes=True,
             **({} if attention is None else {"attn_implementation": attention}),
+            **source.options,
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(_explain(name, error)) from error
     new = {*info["missing_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}
     _check_blocks_are_complete(name, model, new)
+    note_commit_(model, source)
     return BaseModel(model=model, fresh=tuple(sorted({key.rpartition(".")[0] for key in new})))
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of `name`.
+def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
+    """The tokenizer of `name`, at a revision if that is a hub id.
 
     Raises:
         CheckpointError: not found here nor on the Hub.
     """
     from transformers import AutoTokenizer
 
+    source = find_tokenizer(name, revision=revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source.options)
     except (OSError, ValueError) as error:
         raise CheckpointError(_explain(name, error)) from error
     # Where the files are missing, Transformers makes up a tokenizer that knows no words.
@@ -112,9 +125,4 @@ def _check_blocks_are_complete(name: str, model: nn.Module, new: set[str]) -> No
 
 def _explain(name: str, error: Exception) -> str:
     first = next((line for line in str(error).strip().splitlines() if line), type(error).__name__)
-    if Path(name).is_dir():
-        return f"Cannot load a model from the folder {name}: {first}"
-    return (
-        f"Model {name!r} is no folder here and could not be had from the Hub ({first}). Check the name and the "
-        "connection, or pass --model with a local folder."
-    )
+    return f"Cannot load a model from {'the folder ' if Path(name).is_dir() else ''}{name}: {first}"

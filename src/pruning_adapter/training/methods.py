@@ -57,7 +57,8 @@ def apply_method(
         config = PruneLoraConfig(pruning=plan, ranks=ranks, modules_to_save=fresh, **options)
     else:
         raise TrainingError(f"Method {method!r} is unknown; there are {', '.join(METHODS)}.")
-    return cast(nn.Module, get_peft_model(cast(Any, model), config))
+    revision = getattr(cast(Any, model).config, "_commit_hash", None)
+    return cast(nn.Module, get_peft_model(cast(Any, model), config, revision=revision))
 
 
 def set_dropout_(model: nn.Module, share: float) -> None:

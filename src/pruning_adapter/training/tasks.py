@@ -11,7 +11,7 @@ from pruning_adapter.errors import DataError
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.rows import locate, read_tsv, take_rows
 
-__all__ = ["GLUE_TASKS", "GlueTask", "ValidationSet", "find_task", "load_glue"]
+__all__ = ["GLUE_TASKS", "HUB_DATASET", "GlueTask", "ValidationSet", "find_task", "load_glue"]
 
 HUB_DATASET = "nyu-mll/glue"
 

@@ -34,6 +34,7 @@ __all__ = [
     "process_number",
     "started_number",
     "started_together",
+    "take_from_first_",
 ]
 
 Value = TypeVar("Value")
@@ -166,6 +167,14 @@ def add_up_(tensors: Sequence["Tensor"]) -> None:
         summed = tensor.to(device).contiguous()
         distributed.all_reduce(summed)
         tensor.copy_(summed)
+
+
+def take_from_first_(tensors: Sequence["Tensor"]) -> None:
+    """Give each tensor the value that it has in the first process, in place. All must call with the same shapes."""
+    if not is_first():
+        for tensor in tensors:
+            tensor.zero_()
+    add_up_(tensors)
 
 
 def in_step(items: Iterable[Item], *, needed: bool, repeat: bool) -> Iterator[Turn]:

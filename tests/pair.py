@@ -6,14 +6,22 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.multiprocessing
 
-__all__ = ["Pair", "free_port"]
+__all__ = ["Failure", "Pair", "free_port"]
 
 PATIENCE = 120
 """Seconds until a pair that does not answer is taken to hang."""
+
+
+class Failure(NamedTuple):
+    """An exception in one of the processes."""
+
+    kind: str
+    message: str
+    trace: str
 
 
 class Pair:
@@ -33,10 +41,20 @@ class Pair:
             self._processes.append(process)
 
     def do(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What `work(rank, *arguments)` gives in both; `work` is a function of a module.
+        """What `work(rank, *arguments)` gives in both; `work` is a function of a module."""
+        answers = self._ask(work, arguments)
+        for rank, answer in enumerate(answers):
+            if isinstance(answer, Failure):
+                raise AssertionError(f"process {rank} failed:\n{answer.trace}")
+        return answers
 
-        An exception counts as an answer, as its type and text, so that tests can look at it.
-        """
+    def fail(self, work: Callable[..., Any], *arguments: Any) -> list["Failure"]:
+        """What both raise."""
+        answers = self._ask(work, arguments)
+        assert all(isinstance(answer, Failure) for answer in answers), answers
+        return answers
+
+    def _ask(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
         for line in self._lines:
             line.send((work, arguments))
         answers: list[Any] = []
@@ -81,4 +99,4 @@ def _serve(rank: int, port: int, line: Connection) -> None:
             try:
                 line.send(work(rank, *arguments))
             except Exception as error:
-                line.send((type(error).__name__, str(error), traceback.format_exc()))
+                line.send(Failure(type(error).__name__, str(error), traceback.format_exc()))

@@ -95,7 +95,7 @@ def test_a_model_that_is_spread_over_the_processes_scores_the_same(pair: Pair, f
 
 
 def test_a_spread_model_needs_a_batch_in_every_process(pair: Pair) -> None:
-    for kind, message, _ in pair.do(measure_share, "bert", 1, "gradient", True, {}):
+    for kind, message, _ in pair.fail(measure_share, "bert", 1, "gradient", True, {}):
         assert kind == "ProcessError"
         assert "Process 1 of 2 has no batch" in message
 
@@ -153,14 +153,14 @@ def measure_a_bad_batch(rank: int) -> Any:
 
 
 def test_what_fails_in_one_process_ends_all(pair: Pair) -> None:
-    (first, told, _), (second, why, _) = pair.do(measure_a_bad_batch)
+    (first, told, _), (second, why, _) = pair.fail(measure_a_bad_batch)
     assert (first, second) == ("ProcessError", "ImportanceError")
     assert "Batch 1 has no 'labels'" in why
     assert told == f"Process 1 of 2 failed: {why}"
 
 
 def test_a_running_sum_is_refused(pair: Pair) -> None:
-    for kind, message, _ in pair.do(measure_share, "bert", 3, "gradient", False, {"reduction": "bertology"}):
+    for kind, message, _ in pair.fail(measure_share, "bert", 3, "gradient", False, {"reduction": "bertology"}):
         assert kind == "ImportanceError"
         assert "running sum over batches in one order" in message
 

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from typing import Any, cast
 
 import torch
 from torch import nn
 
-from pruning_adapter.architectures.identity import CONFIG_FIELD, fingerprint_weights
-from pruning_adapter.architectures.sites import base_of, is_plain
+from pruning_adapter.architectures.identity import block_parameters, fingerprint_weights, pruned_state
+from pruning_adapter.architectures.sites import is_plain
 from pruning_adapter.errors import TrainingError
 from pruning_adapter.processes import gather, process_count, take_from_first_
 
@@ -38,19 +37,19 @@ def ensure_same_model_(model: nn.Module) -> None:
         take_from_first_([weight.data for weight in model.parameters() if weight.requires_grad])
 
 
-def _describe(model: nn.Module) -> dict[str, str | None]:
+def _describe(model: nn.Module) -> dict[str, str]:
     """Digests, from what tells most to what tells least."""
-    base = base_of(model)
-    pruning = getattr(cast(Any, base).config, CONFIG_FIELD, None)
+    state = pruned_state(model)
     shapes = [
-        (name, tuple(weight.shape), str(weight.dtype), weight.requires_grad) for name, weight in model.named_parameters()
+        (name, tuple(weight.shape), str(weight.dtype), weight.requires_grad)
+        for name, weight in model.named_parameters()
     ]
     # Of packed weights nothing can be told.
-    plain = all(is_plain(weight) for weight in model.parameters())
+    plain = all(is_plain(weight) for _, weight in block_parameters(model))
     return {
-        "removed units": _digest(pruning),
+        "removed units": _digest(None if state is None else state.kept),
         "shapes and types of weights": _digest(shapes),
-        "weights": fingerprint_weights(model) if plain else None,
+        "weights": _digest([fingerprint_weights(model) if plain else None, None if state is None else state.to_json()]),
     }
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "add_up_",
     "all_or_none",
     "alone",
+    "become_the_only_one",
     "first_does",
     "first_says",
     "first_to_fail",
@@ -253,9 +254,14 @@ def go_on_alone() -> bool:
     first = is_first()
     gather(None)
     distributed.destroy_process_group()
+    become_the_only_one()
+    return first
+
+
+def become_the_only_one() -> None:
+    """Forget what a launcher said about other processes, so that no library waits for them."""
     for name in _LAUNCHED:
         os.environ.pop(name, None)
-    return first
 
 
 def first_to_fail() -> bool:

@@ -1,7 +1,6 @@
 """Two processes train what one trains, whether each holds the model (DDP) or half of it (FSDP2)."""
 
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 import pruning_adapter as pa
+from accelerate_on_cpus import spread
 from conformance import make_plan
 from pair import Pair
 from pruning_adapter.checkpoint import save_adapter
@@ -26,15 +24,6 @@ from tiny import make_model
 Weights = dict[str, Any]
 
 RECIPE = replace(RECIPES["default"], epochs=1, batch_size=4, learning_rate=dict.fromkeys(("full", "prune-lora"), 1e-2))
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-}
-"""What `accelerate launch` sets for the configuration in docs/many-machines.md."""
 
 
 def make_base(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
@@ -123,34 +112,6 @@ def test_two_processes_train_the_weights_of_one(pair: Pair, tmp_path: Path, opti
     assert_close(first, weights_of(model))
     assert all(np.array_equal(first[name], second[name]) for name in first)
     np.testing.assert_allclose(losses, losses_of(history), rtol=1e-3)
-
-
-@contextmanager
-def spread(family: str) -> Generator[None]:
-    """FSDP2 as `accelerate launch` asks for it.
-
-    Accelerate 1.15 hears its variables on GPUs only: on CPUs its state says MULTI_CPU and it wraps in DDP. So its state
-    is told otherwise; all that follows is its own code.
-    """
-    begin = AcceleratorState.__init__
-
-    def told(self: Any, *arguments: Any, **options: Any) -> None:
-        begin(self, *arguments, **options)
-        plugin = options.get("fsdp_plugin") or self.__dict__.get("fsdp_plugin")
-        if plugin is not None:
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
-            if self._mixed_precision != "no":
-                plugin.set_mixed_precision(self._mixed_precision)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AcceleratorState, "__init__", told)
-        for name, value in FSDP2.items():
-            patch.setenv(name, value)
-        # Of its own accord Accelerate takes BertEmbeddings too, then the embedding inside, which torch refuses.
-        block = {"bert": "BertLayer", "llama": "LlamaDecoderLayer"}[family]
-        patch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", block)
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def train_spread(rank: int, folder: Path, family: str) -> tuple[Weights, list[float], int]:

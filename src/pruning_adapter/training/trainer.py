@@ -162,6 +162,7 @@ def make_trainer(
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=None,
+        log_level_replica="passive",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     trainer = _Trainer(

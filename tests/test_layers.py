@@ -14,7 +14,7 @@ SOURCE = Path(pruning_adapter.__file__).parent
 # A package may import those to its left, and itself.
 ORDER = (
     ("errors",),
-    ("environment", "storage"),
+    ("environment", "processes", "storage"),
     ("architectures",),
     ("costs",),
     ("importance",),
@@ -30,6 +30,7 @@ ORDER = (
     ("pipeline", "publish"),
     ("reproduce",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 # The demo makes task data; hooks wait on the same floor as those they call.

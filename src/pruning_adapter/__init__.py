@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         quantize_base_,
         slice_adapter,
     )
-    from pruning_adapter.checkpoint import load_pruned, prune_checkpoint, save_pruned
+    from pruning_adapter.checkpoint import load_pruned, prune_checkpoint, save_adapter, save_pruned
     from pruning_adapter.costs import LatencyTable
     from pruning_adapter.evaluation.latency import measure_latency
     from pruning_adapter.importance import (
@@ -61,6 +61,7 @@ __all__ = [
     "random_importance",
     "reconstruct_",
     "reversed_importance",
+    "save_adapter",
     "save_pruned",
     "slice_adapter",
 ]
@@ -73,6 +74,7 @@ _HOME = {
     "quantize_base_": "adapter",
     "load_pruned": "checkpoint",
     "prune_checkpoint": "checkpoint",
+    "save_adapter": "checkpoint",
     "save_pruned": "checkpoint",
     "LatencyTable": "costs",
     "measure_latency": "evaluation.latency",

@@ -9,6 +9,7 @@ __all__ = [
     "ImportanceError",
     "OutputError",
     "PlanError",
+    "ProcessError",
     "PruningAdapterError",
     "TrainingError",
 ]
@@ -60,3 +61,7 @@ class CheckpointError(PruningAdapterError, OSError):
 
 class OutputError(PruningAdapterError, OSError):
     """An output that cannot be written, or must not be overwritten."""
+
+
+class ProcessError(PruningAdapterError, RuntimeError):
+    """Several processes work on one thing, and another of them cannot go on."""

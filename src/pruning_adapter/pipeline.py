@@ -15,7 +15,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from transformers import set_seed
 from pruning_adapter.adapter.carry import carry_, take_out_
 from pruning_adapter.architectures.identity import PrunedState, dense_parameters, identify, pruned_state
 from pruning_adapter.architectures.shapes import ModelIdentity, SiteShape
+from pruning_adapter.checkpoint.adapter import save_adapter
 from pruning_adapter.checkpoint.hub import find_model
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
 from pruning_adapter.checkpoint.terms import read_terms
@@ -57,12 +58,13 @@ from pruning_adapter.importance import (
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.rank_plan import TARGETS
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
+from pruning_adapter.processes import first_does, first_says, process_count, process_number
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, replace_folder, write_json
 from pruning_adapter.surgery.prune import check_plan_fits, forget_pruning_, note_in_config
 from pruning_adapter.training.attention import choose_attention_
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
-from pruning_adapter.training.continuation import KEPT_FILES, carry_checkpoint
+from pruning_adapter.training.continuation import KEPT_FILES, RANDOM, carry_checkpoint
 from pruning_adapter.training.distill import with_teacher
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
@@ -70,6 +72,7 @@ from pruning_adapter.training.methods import apply_method, set_dropout_
 from pruning_adapter.training.padding_free import check_padding_free, leave_out_padding_
 from pruning_adapter.training.precision import halve_frozen_
 from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
+from pruning_adapter.training.spread import check_spread
 from pruning_adapter.training.tasks import HUB_DATASET, load_glue
 from pruning_adapter.training.tokenize import count_truncated, sample_examples, tokenize
 from pruning_adapter.training.trainer import (
@@ -91,6 +94,8 @@ CHECKPOINT = "checkpoint"
 PREDICTIONS = "pruning-adapter predictions"
 LEARNING_CURVE = 2000
 """Validation examples that are looked at after an epoch, at the most; the result looks at all."""
+SCORED_BATCH = 16
+"""Examples a batch where importance is measured; with many processes there may be fewer."""
 COMPARED_BATCH = 32
 """Examples a batch where time is compared."""
 
@@ -104,6 +109,7 @@ class Run:
         self.folder = folder
         self.command = command
         self.recipe = _adjust_recipe(settings)
+        check_spread(settings.method, self.prune_after)
         self._tokenized: list[tuple[tuple[Example, ...], list[dict[str, Any]]]] = []
 
     @property
@@ -198,13 +204,13 @@ class Run:
         if not self.prune_after:
             return base
         path, checkpoints = self.folder / "start", self.folder / "start-checkpoints"
-        if not path.exists():
+        if not first_says(path.exists()):
             self._train_start(base, path, checkpoints)
             base = self.load_base()
         else:
             self._check_start(base, path)
         # Also those of a run that was killed as soon as start/ was there.
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        first_does(partial(shutil.rmtree, checkpoints, ignore_errors=True))
         # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
         started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed)
         # It is still that model to those who read what is saved.
@@ -223,20 +229,24 @@ class Run:
 
     def _train_start(self, base: BaseModel, path: Path, checkpoints: Path) -> None:
         _LOGGER.info("the dense model trains for %.0f %% of the steps, then units go", 100 * self.prune_after)
-        stopped = last_complete_checkpoint(checkpoints)
+        stopped = first_says(last_complete_checkpoint(checkpoints))
         if stopped is None or not (stopped / MOMENTS).exists():
             # As LoRA on a model that stays dense begins.
             set_seed(self.settings.seed)
             self._train_(self._adapt_whole(base), checkpoints, stop_after=self.prune_after)
-            stopped = cast(Path, last_complete_checkpoint(checkpoints))
+            stopped = first_says(cast(Path, last_complete_checkpoint(checkpoints)))
+        first_does(partial(self._write_start, base, path, checkpoints, stopped))
+
+    def _write_start(self, base: BaseModel, path: Path, checkpoints: Path, stopped: Path) -> None:
         # Merged in full precision, whatever it was trained in.
         merged = merge(self._attach(self.load_base().model, stopped))
         forget_pruning_(merged)
         with replace_folder(path) as aside:
             save_pruned(merged, aside, tokenizer=self.tokenizer)
             (aside / CHECKPOINT).mkdir()
-            for file in (*KEPT_FILES, "adapter_config.json", "adapter_model.safetensors"):
-                shutil.copy(stopped / file, aside / CHECKPOINT)
+            names = (*KEPT_FILES, "adapter_config.json", "adapter_model.safetensors")
+            for file in (*(stopped / name for name in names), *stopped.glob(RANDOM)):
+                shutil.copy(file, aside / CHECKPOINT)
             write_json(aside / "training.json", {"kind": TRAINING, "base": identify(base.model).fingerprint})
 
     def _adapt_whole(self, base: BaseModel) -> nn.Module:
@@ -264,15 +274,17 @@ class Run:
             return self.load_base()
         base = self.load_start()
         path = self.folder / "base"
-        if not path.exists():
+        if not first_says(path.exists()):
             from pruning_adapter.surgery.reconstruct import reconstruct_
 
-            pruned = reconstruct_(base.model, self.plan()[0], self._scored_batches())
-            if self.prune_after:
-                pruned = self._take_out_adapter(replace(base, model=pruned))
-            save_pruned(pruned, path, tokenizer=self.tokenizer)
+            pruned = replace(base, model=reconstruct_(base.model, self.plan()[0], self._scored_batches()))
+            first_does(partial(self._write_base, pruned, path))
         # As it loads from disk, so that training and merging begin from the same bits.
         return replace(base, model=load_pruned(path).to(_device()))
+
+    def _write_base(self, pruned: BaseModel, path: Path) -> None:
+        model = self._take_out_adapter(pruned) if self.prune_after else pruned.model
+        save_pruned(model, path, tokenizer=self.tokenizer)
 
     def _take_out_adapter(self, pruned: BaseModel) -> nn.Module:
         """The pruned start without what is left of the adapter, which trains on: together they are the pruned start."""
@@ -343,7 +355,7 @@ class Run:
     def measure(self) -> ImportanceScores:
         """Score heads, neurons, or both; writes importance.json."""
         path = self.folder / "importance.json"
-        if path.exists():
+        if first_says(path.exists()):
             return ImportanceScores.load(path)
         scorer = self.settings.chosen("scorer")
         model = self.load_start().model
@@ -358,7 +370,7 @@ class Run:
         else:
             scores = self._score(model, scorer)
         scores = replace(scores, task=self.data.name, seed=self.settings.seed)
-        scores.save(path)
+        first_does(partial(scores.save, path))
         return scores
 
     def _score(self, model: nn.Module, scorer: str) -> ImportanceScores:
@@ -380,8 +392,12 @@ class Run:
     def plan(self) -> tuple[PruningPlan, RankPlan]:
         """Decide what goes and at which rank the rest trains; writes plan.json and ranks.json."""
         plan_path, ranks_path = self.folder / "plan.json", self.folder / "ranks.json"
-        if plan_path.exists() and ranks_path.exists():
+        if first_says(plan_path.exists() and ranks_path.exists()):
             return PruningPlan.load(plan_path), RankPlan.load(ranks_path)
+        decided = first_does(partial(self._write_plan, plan_path, ranks_path))
+        return decided or (PruningPlan.load(plan_path), RankPlan.load(ranks_path))
+
+    def _write_plan(self, plan_path: Path, ranks_path: Path) -> tuple[PruningPlan, RankPlan]:
         plan, ranks = self.decide()
         if self.latency is not None:
             self.latency.save(self.folder / "latency.json")
@@ -393,10 +409,10 @@ class Run:
         """Train by the method; writes adapter/ (for "full": merged/) and training.json."""
         trained = self.folder / ("merged" if self.method == "full" else "adapter")
         checkpoints = self.folder / "checkpoints"
-        if not (trained.exists() and (self.folder / "training.json").exists()):
+        if not first_says(trained.exists() and (self.folder / "training.json").exists()):
             self._train_to_the_end(checkpoints)
         # Also those of a run that was killed as soon as training.json was there.
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        first_does(partial(shutil.rmtree, checkpoints, ignore_errors=True))
 
     def _train_to_the_end(self, checkpoints: Path) -> None:
         plan, ranks = self.plan() if self.method == "prune-lora" else (None, None)
@@ -405,19 +421,24 @@ class Run:
         set_seed(self.settings.seed)
         model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
         trainable = count_trainable(model)
-        if plan is not None and self.prune_after and last_complete_checkpoint(checkpoints) is None:
-            carry_checkpoint(
-                self.folder / "start" / CHECKPOINT,
-                checkpoints,
-                dense=self._load_start_adapted(),
-                pruned=model,
-                plan=plan,
-                trainer=make_trainer(model, folder=checkpoints, **self._how_to_train()),
-            )
+        if plan is not None and self.prune_after and first_says(last_complete_checkpoint(checkpoints)) is None:
+            # The others read it as it is loaded for training.
+            first_does(partial(self._carry_start, model, plan, checkpoints))
         history = self._train_(model, checkpoints)
         self._save_trained(model)
         content = {"kind": TRAINING, "trainable_parameters": trainable, "history": history}
-        write_json(self.folder / "training.json", {**content, "versions": versions()})
+        content |= {"processes": process_count(), "versions": versions()}
+        first_does(partial(write_json, self.folder / "training.json", content))
+
+    def _carry_start(self, model: nn.Module, plan: PruningPlan, checkpoints: Path) -> None:
+        carry_checkpoint(
+            self.folder / "start" / CHECKPOINT,
+            checkpoints,
+            dense=self._load_start_adapted(),
+            pruned=model,
+            plan=plan,
+            trainer=make_trainer(model, folder=checkpoints, **self._how_to_train()),
+        )
 
     def _train_(self, model: nn.Module, checkpoints: Path, *, stop_after: float = 1.0) -> list[dict[str, float]]:
         """Train, to the end or for a share of the steps; a training that was interrupted goes on."""
@@ -552,7 +573,11 @@ class Run:
     def _scored_batches(self) -> LengthSortedBatches:
         sample = sample_examples(self.data.train, self.settings.examples, self.settings.seed)
         shuffle = None if self.settings.stop_when_stable is None else self.settings.seed
-        return LengthSortedBatches(self.features(sample), make_collator(self.tokenizer), shuffle=shuffle)
+        # Every process needs one, whose weights may be spread over all.
+        size = max(1, min(SCORED_BATCH, len(sample) // process_count()))
+        collate = make_collator(self.tokenizer)
+        batches = LengthSortedBatches(self.features(sample), collate, batch_size=size, shuffle=shuffle)
+        return batches.dealt(process_number(), process_count())
 
     def load_stock(self) -> nn.Module:
         """LoRA on the dense model as people run it, with the model's own dropout: what training is compared with."""
@@ -638,12 +663,9 @@ class Run:
 
     def _save_trained(self, model: nn.Module) -> None:
         if self.method == "full":
-            save_pruned(model, self.folder / "merged", tokenizer=self.tokenizer)
+            first_does(partial(save_pruned, model, self.folder / "merged", tokenizer=self.tokenizer))
             return
-        with replace_folder(self.folder / "adapter") as aside:
-            # Embeddings are never resized here; without the flag, PEFT would ask the Hub.
-            cast(Any, model).save_pretrained(str(aside), save_embedding_layers=False)
-            self.tokenizer.save_pretrained(str(aside))
+        save_adapter(model, self.folder / "adapter", tokenizer=self.tokenizer)
 
     def _compared_shape(self) -> tuple[int, int]:
         """Batch and length at which cost is compared: those of the budget, or else the task's own length."""

@@ -151,7 +151,9 @@ def test_an_index_that_points_out_of_its_folder_is_refused(dense: Path, tmp_path
     (dense / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../elsewhere.safetensors")}
     (dense / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"names '\.\./elsewhere\.safetensors', which is no safetensors file of that folder"):
+    with pytest.raises(CheckpointError, match=r"names '\.\./elsewhere\.safetensors', which is no safetensors file"):
+        CheckpointError, match=r"names '\.\./elsewhere\.safetensors', which is no safetensors file of that folder"
+    ):
         pa.prune_checkpoint(dense, plan, tmp_path / "out")
 
 

@@ -21,6 +21,7 @@ from pruning_adapter.architectures.sites import (
     model_type_of,
     spec_of,
     trunk_of,
+    whole,
 )
 from pruning_adapter.errors import ArchitectureError, CheckpointError
 
@@ -208,12 +209,14 @@ def fingerprint_weights(model: nn.Module) -> str | None:
     The sign is the one bit of a number that every floating-point type keeps, so a model loaded in bfloat16, float16 or
     float64 has the fingerprint of its float32 file, on any device. Training flips the sign of some of the millions of
     weights near zero. Task head, pooler and embeddings do not count: they differ between the auto classes, and with an
-    extended vocabulary. Two models that differ in magnitudes only, nowhere in sign, would pass as one.
+    extended vocabulary. Two models that differ in magnitudes only, nowhere in sign, would pass as one. Of weights that
+    are spread over processes, all processes must ask; one weight at a time is put together.
     """
     found = Fingerprint()
     for name, weight in block_parameters(model):
         if weight.is_meta:
             return None
+        weight = whole(weight)
         if not is_plain(weight):
             stored = f"{type(weight).__name__} of {weight.dtype}".replace("torch.", "")
             raise ArchitectureError(

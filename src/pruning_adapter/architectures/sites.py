@@ -29,11 +29,13 @@ __all__ = [
     "find_stacks",
     "has_plain_weight",
     "is_plain",
+    "is_sharded",
     "model_type_of",
     "sites_of_block",
     "spec_of",
     "stores_inputs_first",
     "trunk_of",
+    "whole",
 ]
 
 
@@ -284,6 +286,17 @@ def has_plain_weight(linear: nn.Module) -> bool:
 def is_plain(weight: Tensor) -> bool:
     """See `has_plain_weight`; libraries that quantise use whole numbers, or a tensor class of their own."""
     return type(weight) in (Tensor, nn.Parameter) and weight.dtype.is_floating_point
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """Whether this process holds only a part of the weight, as under FSDP2."""
+    # Torch's DTensor, whose module takes a second to import.
+    return hasattr(weight, "full_tensor")
+
+
+def whole(weight: Tensor) -> Tensor:
+    """All of a weight, whose parts may lie in several processes; then all of them must call."""
+    return cast(Any, weight).full_tensor() if is_sharded(weight) else weight
 
 
 def stores_inputs_first(linear: nn.Module) -> bool:

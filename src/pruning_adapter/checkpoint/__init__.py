@@ -1,5 +1,6 @@
-"""Saving, loading and exporting the merged model."""
+"""Saving, loading and exporting adapters and the merged model."""
 
+from pruning_adapter.checkpoint.adapter import save_adapter
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
 from pruning_adapter.checkpoint.stock import save_stock
 from pruning_adapter.checkpoint.stream import prune_checkpoint
@@ -10,6 +11,7 @@ __all__ = [
     "load_pruned",
     "merge",
     "prune_checkpoint",
+    "save_adapter",
     "save_for_transformers4",
     "save_pruned",
     "save_stock",

@@ -18,6 +18,7 @@ from pruning_adapter.cli.reproduce import reproduce
 from pruning_adapter.cli.run import run
 from pruning_adapter.cli.train import train
 from pruning_adapter.errors import PruningAdapterError
+from pruning_adapter.processes import first_to_fail
 
 __all__ = ["app", "main"]
 
@@ -56,6 +57,11 @@ def main() -> None:
         app()
     except PruningAdapterError as error:
         _fail(str(error))
+    except RuntimeError:
+        # A process that was waiting for one that failed; that one has told.
+        if first_to_fail():
+            raise
+        sys.exit(2)
     except OSError as error:
         # From the libraries below: a full disk, a folder that vanished. What is written is written aside first.
         _fail(f"{error}. Files of earlier steps are untouched.")
@@ -72,5 +78,6 @@ def main() -> None:
 
 def _fail(message: str) -> NoReturn:
     # The libraries below put several lines into one message.
-    typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
+    if first_to_fail():
+        typer.secho(f"error: {' '.join(message.split())}", err=True, fg="red")
     sys.exit(2)

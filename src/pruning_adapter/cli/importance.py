@@ -7,6 +7,7 @@ import typer
 
 from pruning_adapter.cli import options as o
 from pruning_adapter.cli.session import open_run, prepare_libraries
+from pruning_adapter.processes import go_on_alone
 
 __all__ = ["importance"]
 
@@ -54,8 +55,10 @@ def importance(
     }
     from pruning_adapter.cli import show
 
-    prepare_libraries(threads=threads, verbose=verbose)
+    prepare_libraries(threads=threads, verbose=verbose, shared=True)
     scores = open_run(output_dir, given, step="importance", overwrite=overwrite).measure()
+    if not go_on_alone():
+        return
     show.value("Importance", scores)
     if figure is not None:
         for kind in scores.kinds:

@@ -9,7 +9,8 @@ import typer
 
 from pruning_adapter.cli import options as o
 from pruning_adapter.cli.session import command_line, prepare_libraries
-from pruning_adapter.errors import DataError, PruningAdapterError
+from pruning_adapter.errors import DataError, PruningAdapterError, TrainingError
+from pruning_adapter.processes import started_together
 
 __all__ = ["reproduce"]
 
@@ -40,6 +41,11 @@ def reproduce(
 
     Every cell is a file of its own. What is done is not done again, so the grid goes on after any interruption.
     """
+    if started_together():
+        raise TrainingError(
+            "reproduce runs each cell in one process. Start it without torchrun or accelerate launch: more --jobs, or "
+            "one call for each cell (docs/many-machines.md)."
+        )
     prepare_libraries(threads=threads, verbose=verbose)
     from pruning_adapter.cli import show
     from pruning_adapter.reproduce.cells import make_cells

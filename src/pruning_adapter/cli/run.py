@@ -7,6 +7,7 @@ import typer
 
 from pruning_adapter.cli import options as o
 from pruning_adapter.cli.session import begin_run, prepare_libraries
+from pruning_adapter.processes import go_on_alone
 
 __all__ = ["run"]
 
@@ -85,7 +86,7 @@ def run(
     }
     from pruning_adapter.cli import show
 
-    prepare_libraries(threads=threads, verbose=verbose)
+    prepare_libraries(threads=threads, verbose=verbose, shared=True)
     work = begin_run(output_dir, given, overwrite=overwrite, resume=resume)
     show.task(work.data, work.settings.model_id)
     if work.method == "prune-lora":
@@ -94,6 +95,8 @@ def run(
         show.value("Plan", f"{plan}\n{ranks}")
     show.step("Training")
     work.train()
+    if not go_on_alone():
+        return
     show.step("Merging and evaluating")
     work.merge()
     show.result(work.evaluate())

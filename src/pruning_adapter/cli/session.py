@@ -6,10 +6,22 @@ import shlex
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from pruning_adapter.errors import CheckpointError
+from pruning_adapter.processes import (
+    become_the_only_one,
+    first_does,
+    is_first,
+    join,
+    process_count,
+    started_number,
+    started_together,
+)
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -21,8 +33,18 @@ _HELD: list["BaseFileLock"] = []
 __all__ = ["begin_run", "command_line", "hold_folder", "open_run", "prepare_libraries", "read_run"]
 
 
-def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
-    """Set the number of threads, and keep the libraries below from talking."""
+def prepare_libraries(*, threads: int | None, verbose: bool, shared: bool = False) -> None:
+    """Set the number of threads, keep the libraries below from talking, and meet the other processes.
+
+    Args:
+        threads: of this process.
+        verbose: let the libraries talk.
+        shared: whether several processes do the work together; otherwise the first does it, and the others end here.
+    """
+    if started_together() and not shared:
+        if started_number():
+            raise typer.Exit
+        become_the_only_one()
     # Read when PyTorch is loaded: its profiler, which counts memory, reports every start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
@@ -30,6 +52,10 @@ def prepare_libraries(*, threads: int | None, verbose: bool) -> None:
 
     if threads is not None:
         torch.set_num_threads(max(1, threads))
+    join()
+    if not is_first():
+        # One process tells what all do; errors have a stream of their own.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     told = logging.StreamHandler(sys.stdout)
     told.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("pruning_adapter")
@@ -54,17 +80,21 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
     settings, path = Settings().changed(_plain(given)), folder / "settings.json"
     work = Run(settings, folder, command=command_line())
     check_folder(folder, overwrite=overwrite, resume=resume)
-    hold_folder(folder, only_if_there=True)
+    first_does(partial(hold_folder, folder, only_if_there=True))
     if resume and path.exists():
         settings.check_same(Settings.load(path), folder)
     else:
         # An old run is taken away only for one that can begin.
         work.check_inputs("importance")
-        work.check_rule()
-    hold_folder(folder)
-    if not resume:
-        remove_steps(folder, "importance")
-    settings.save(path)
+        first_does(work.check_rule)
+
+    def begin() -> None:
+        hold_folder(folder)
+        if not resume:
+            remove_steps(folder, "importance")
+        settings.save(path)
+
+    first_does(begin)
     return work
 
 
@@ -80,17 +110,21 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
     before = Settings.load(path) if path.exists() else Settings()
     settings = before.with_rule(_plain(given))
     work = Run(settings, folder, command=command_line())
-    hold_folder(folder, only_if_there=True)
+    first_does(partial(hold_folder, folder, only_if_there=True))
     check_step(folder, step, method=settings.method, overwrite=overwrite)
     if step == "train" and not overwrite and (folder / "checkpoints").exists():
         # An interrupted training goes on; by other settings it would be neither the one nor the other.
         settings.check_same(before, folder)
     # What a step replaces is taken away only for one that can begin.
     work.check_inputs(step)
-    hold_folder(folder)
-    settings.save(path)
-    if overwrite:
-        remove_steps(folder, step)
+
+    def begin() -> None:
+        hold_folder(folder)
+        settings.save(path)
+        if overwrite:
+            remove_steps(folder, step)
+
+    first_does(begin)
     return work
 
 
@@ -137,4 +171,8 @@ def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def command_line() -> str:
     """What was typed, for the record."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    typed = ["python", "-m", "pruning_adapter"] if name == "__main__.py" else [name]
+    if process_count() > 1:
+        typed = ["torchrun", "--nproc-per-node", str(process_count()), "-m", "pruning_adapter"]
+    return shlex.join([*typed, *sys.argv[1:]])

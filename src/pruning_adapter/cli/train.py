@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pruning_adapter.cli import options as o
 from pruning_adapter.cli.session import open_run, prepare_libraries
+from pruning_adapter.processes import go_on_alone
 
 __all__ = ["train"]
 
@@ -42,7 +43,9 @@ def train(
     }
     from pruning_adapter.cli import show
 
-    prepare_libraries(threads=threads, verbose=verbose)
+    prepare_libraries(threads=threads, verbose=verbose, shared=True)
     work = open_run(output_dir, given, step="train", overwrite=overwrite)
     work.train()
+    if not go_on_alone():
+        return
     show.step(f"Trained: {output_dir}")

@@ -1,5 +1,6 @@
 """Batches for scoring, of examples of like length, so that almost no padding is computed."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -43,6 +44,17 @@ class LengthSortedBatches:
         if shuffle is not None:
             random.Random(shuffle).shuffle(self._batches)
         self._collate = collate
+
+    def dealt(self, number: int, of: int) -> "LengthSortedBatches":
+        """Every so many of the batches, so that several processes share them; see `measure_importance`.
+
+        Args:
+            number: of the process, from 0.
+            of: processes.
+        """
+        mine = copy.copy(self)
+        mine._batches = self._batches[number::of]
+        return mine
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -21,7 +21,6 @@ from pruning_adapter.costs.macs import ModelMacs, count_model_macs
 from pruning_adapter.environment import versions
 from pruning_adapter.errors import CostError, ImportanceError
 from pruning_adapter.importance.backward import (
-    check_seen,
     count_tokens,
     frozen_in_eval_mode,
     gate_gradients,
@@ -33,6 +32,9 @@ from pruning_adapter.importance.gates import Gate
 from pruning_adapter.importance.loss import LossShares, batch_size
 from pruning_adapter.importance.scores import ImportanceScores
 from pruning_adapter.importance.stability import rank_agreement
+from pruning_adapter.importance.tally import Tally
+from pruning_adapter.processes import all_or_none, in_step, is_first, is_spread, process_count
+from pruning_adapter.processes import alone as without_others
 
 __all__ = ["BY_EXAMPLE", "Order", "Reduction", "check_units", "kept_units_of", "macs_of", "measure_importance"]
 
@@ -53,6 +55,7 @@ def measure_importance(
     reduction: Reduction = "example",
     stop_when_stable: float | None = None,
     allow_one_class: bool = False,
+    alone: bool = False,
     progress: bool | None = None,
     task: str | None = None,
     seed: int | None = None,
@@ -62,6 +65,10 @@ def measure_importance(
     The model is left exactly as it was found (hooks, requires_grad, train/eval mode, gradients), also after an error.
     It is run in eval mode: dropout would make the scores depend on the order of the examples. Gradients are accumulated
     batch by batch, so memory does not grow with the sample.
+
+    Where `torch.distributed` has several processes, all of them call, each with batches of its own, and get the scores
+    of all batches together: sums over examples are added up, so shares need not be even, and the same batches given to
+    all change no score. The model may be a copy in each process, or spread over them (FSDP2).
 
     Args:
         model: a supported Transformers model that computes a loss from `labels`; on any device, in any floating type.
@@ -86,17 +93,20 @@ def measure_importance(
             (Spearman's correlation, 0 to 1; see `rank_agreement`). The batches should come in random order. None: use
             them all.
         allow_one_class: accept a sample in which all examples carry the same label.
-        progress: show a progress bar; by default only on a terminal.
+        alone: take no notice of other processes, so that one of them may call without the rest.
+        progress: show a progress bar; by default only on a terminal, and of several processes in the first.
         task: name of the task, for the record.
         seed: seed that chose the sample, for the record.
 
     Returns:
         Scores per unit, averaged over non-padding tokens, in float64 on the CPU. `agreement` tells how well two halves
-        of the examples agree, `examples` how many there were.
+        of the examples agree (of several processes, halves of what each of them saw), `examples` how many there were.
 
     Raises:
         ArchitectureError: the family is not supported.
-        ImportanceError: no batches, a batch without labels, one class only, a loss or score that is not finite.
+        ImportanceError: no batches, a batch without labels, one class only, a loss or score that is not finite; the
+            reduction "bertology" in several processes, because it depends on the order of the batches.
+        ProcessError: another process failed.
     """
     if reduction not in get_args(Reduction):
         raise ImportanceError(f"Reduction {reduction!r} is unknown; use one of {', '.join(get_args(Reduction))}.")
@@ -108,45 +118,52 @@ def measure_importance(
             f"stop_when_stable is {stop_when_stable}, with reduction {reduction!r}; it must be in (0, 1], and only the "
             f"reductions {' and '.join(BY_EXAMPLE)} tell one example from another."
         )
+    if reduction == "bertology" and process_count() > 1 and not alone:
+        raise ImportanceError(
+            'The reduction "bertology" is a running sum over batches in one order, which several processes do not '
+            "have; use another one, or alone=True in one process."
+        )
     identity, parameters, macs = identify(model), dense_parameters(model), macs_of(model)
     kept_heads, kept_neurons = kept_units_of(model)
     heads = find_sites(model) if "heads" in units else ()
     neurons = find_feed_forwards(model) if "neurons" in units else ()
     sites = (*heads, *neurons)
     reference = next(model.parameters())
-    # The examples with even numbers, and those with odd ones.
-    halves = [[torch.zeros(site.units, dtype=torch.float64, device=reference.device) for site in sites] for _ in "ab"]
-    running = [torch.zeros_like(total) for total in halves[0]]
+    own = Tally.of_sites([site.units for site in sites], reference.device)
+    running = [torch.zeros_like(total) for total in own.halves[0]]
     classes = int(getattr(cast(Any, base_of(model)).config, "num_labels", 2))
-    examples, tokens, seen, shares = 0, 0, set[float](), LossShares()
-    bar = tqdm(
-        batches, desc="importance", unit="batch", leave=False, disable=None if progress is None else not progress
-    )
-    with torch.inference_mode(False), frozen_in_eval_mode(model), torch.enable_grad():
-        for number, raw in enumerate(bar):
-            batch = to_device(raw, reference.device, number, classes)
-            size = batch_size(batch)
-            # Half-precision gates would round their gradients; the hook casts them to the activations' type.
-            dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
-            gates = [Gate(site.units, batch=size, per_token=reduction == "token", dtype=dtype) for site in sites]
-            outputs = loss_of(model, batch, sites, gates, number)
-            gradients = gate_gradients(outputs.loss, gates, shares.factors(batch, outputs, number))
-            for first, second, past, gradient in zip(*halves, running, gradients, strict=True):
-                if reduction in BY_EXAMPLE:
-                    even, odd = (gradient[half::2] for half in (examples % 2, 1 - examples % 2))
-                    first += _sum_over_examples(even, order)
-                    second += _sum_over_examples(odd, order)
-                else:
-                    first += _of_batch(past, gradient, reduction, order)
-            examples += size
-            tokens += count_tokens(batch, size, max((gate.tokens for gate in gates), default=1))
-            seen |= labels_seen(batch)
-            if stop_when_stable is not None and examples >= FEWEST_EXAMPLES and (len(seen) > 1 or allow_one_class):
-                agreement = _agreement(halves, len(heads))
-                if agreement is not None and agreement >= stop_when_stable:
-                    break
-    check_seen(examples, tokens, seen, allow_one_class=allow_one_class)
-    scored = [((first + second) / tokens).cpu() for first, second in zip(*halves, strict=True)]
+    shares = LossShares()
+    # Half-precision gates would round their gradients; the hook casts them to the activations' type.
+    dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
+    with torch.inference_mode(False), frozen_in_eval_mode(model), torch.enable_grad(), without_others(alone):
+        disable = None if progress is None and is_first() else not progress
+        bar = tqdm(batches, desc="importance", unit="batch", leave=False, disable=disable)
+        # All processes stop together, and a model that is spread over them runs in all or none.
+        repeat = is_spread(model)
+        needed = repeat or stop_when_stable is not None
+        with all_or_none():
+            for number, (raw, counts) in enumerate(in_step(bar, needed=needed, repeat=repeat)):
+                if raw is not None:
+                    batch = to_device(raw, reference.device, number, classes)
+                    size = batch_size(batch)
+                    gates = [
+                        Gate(site.units, batch=size, per_token=reduction == "token", dtype=dtype) for site in sites
+                    ]
+                    outputs = loss_of(model, batch, sites, gates, number)
+                    gradients = gate_gradients(outputs.loss, gates, shares.factors(batch, outputs, number))
+                    if counts:
+                        _add(own, running, gradients, reduction, order)
+                        positions = max((gate.tokens for gate in gates), default=1)
+                        own.count(size, count_tokens(batch, size, positions), labels_seen(batch))
+                if stop_when_stable is not None:
+                    known = own.of_all()
+                    if known.examples >= FEWEST_EXAMPLES and (len(known.seen) > 1 or allow_one_class):
+                        agreement = _agreement(known.halves, len(heads))
+                        if agreement is not None and agreement >= stop_when_stable:
+                            break
+        found = own.of_all()
+    found.check(allow_one_class=allow_one_class)
+    scored = [((first + second) / found.tokens).cpu() for first, second in zip(*found.halves, strict=True)]
     return ImportanceScores(
         heads=tuple(scored[: len(heads)]),
         kept_heads=kept_heads,
@@ -158,9 +175,9 @@ def measure_importance(
         scorer="gradient",
         reduction=reduction,
         order=order,
-        examples=examples,
-        agreement=_agreement(halves, len(heads)) if reduction in BY_EXAMPLE else None,
-        tokens=tokens,
+        examples=found.examples,
+        agreement=_agreement(found.halves, len(heads)) if reduction in BY_EXAMPLE else None,
+        tokens=found.tokens,
         task=task,
         seed=seed,
         versions=versions(),
@@ -198,6 +215,19 @@ def macs_of(model: nn.Module) -> ModelMacs | None:
         return count_model_macs(model) if state is None else ModelMacs.from_json(state.macs)
     except CostError:
         return None
+
+
+def _add(
+    own: Tally, running: Sequence[Tensor], gradients: Sequence[Tensor], reduction: Reduction, order: Order
+) -> None:
+    """Add what a batch says to the sums, in place; examples are counted after it."""
+    for first, second, past, gradient in zip(*own.halves, running, gradients, strict=True):
+        if reduction in BY_EXAMPLE:
+            even, odd = (gradient[half::2] for half in (own.examples % 2, 1 - own.examples % 2))
+            first += _sum_over_examples(even, order)
+            second += _sum_over_examples(odd, order)
+        else:
+            first += _of_batch(past, gradient, reduction, order)
 
 
 def _sum_over_examples(gradient: Tensor, order: Order) -> Tensor:

@@ -30,13 +30,14 @@ from pruning_adapter.architectures.sites import (
     find_feed_forwards,
     find_sites,
     is_plain,
+    is_sharded,
     stores_inputs_first,
+    whole,
 )
 from pruning_adapter.architectures.spec import Kind
 from pruning_adapter.environment import versions
 from pruning_adapter.errors import ImportanceError
 from pruning_adapter.importance.backward import (
-    check_seen,
     count_tokens,
     frozen_in_eval_mode,
     gate_gradients,
@@ -48,6 +49,9 @@ from pruning_adapter.importance.estimate import check_units, kept_units_of, macs
 from pruning_adapter.importance.gates import Gate
 from pruning_adapter.importance.loss import LossShares, batch_size
 from pruning_adapter.importance.scores import ImportanceScores
+from pruning_adapter.importance.tally import Tally
+from pruning_adapter.processes import add_up_, all_or_none, in_step, is_first, is_spread
+from pruning_adapter.processes import alone as without_others
 
 __all__ = ["obs_importance", "removal_costs"]
 
@@ -66,6 +70,7 @@ def obs_importance(
     units: Sequence[Kind] = ("heads",),
     ridge: float = 1e-2,
     allow_one_class: bool = False,
+    alone: bool = False,
     progress: bool | None = None,
     task: str | None = None,
     seed: int | None = None,
@@ -77,6 +82,8 @@ def obs_importance(
     change of the loss to second order, so compare them as they are or over the whole model. The model is left as it was
     found.
 
+    Several processes add up their sums as in `measure_importance`; then each does the rest.
+
     Args:
         model: see `measure_importance`.
         batches: see `measure_importance`. They are held in memory and run over more than once if the sums of all sites
@@ -84,7 +91,8 @@ def obs_importance(
         units: "heads", "neurons", or both.
         ridge: lambda, as a multiple of the mean variance of x; as for `reconstruct_`.
         allow_one_class: accept a sample in which all examples carry the same label.
-        progress: show a progress bar; by default only on a terminal.
+        alone: see `measure_importance`.
+        progress: likewise.
         task: name of the task, for the record.
         seed: seed that chose the sample, for the record.
 
@@ -94,6 +102,7 @@ def obs_importance(
     Raises:
         ArchitectureError: the family is not supported.
         ImportanceError: see `measure_importance`; or an impossible ridge.
+        ProcessError: another process failed.
     """
     check_units(units)
     if not 0 <= ridge < float("inf"):
@@ -102,7 +111,8 @@ def obs_importance(
     heads = find_sites(model) if "heads" in units else ()
     neurons = find_feed_forwards(model) if "neurons" in units else ()
     sites = (*heads, *neurons)
-    if not all(is_plain(site.output.get_parameter("weight")) for site in sites if site.units):
+    weights = [site.output.get_parameter("weight") for site in sites if site.units]
+    if not all(is_plain(weight) or is_sharded(weight) for weight in weights):
         raise ImportanceError(
             "This model's weights are packed (quantised); what can stand in for what is told by plain ones. Score it "
             "before it is quantised, or use measure_importance."
@@ -116,9 +126,9 @@ def obs_importance(
         desc="importance",
         unit="batch",
         leave=False,
-        disable=None if progress is None else not progress,
+        disable=None if progress is None and is_first() else not progress,
     )
-    with torch.inference_mode(False), frozen_in_eval_mode(model), bar:
+    with torch.inference_mode(False), frozen_in_eval_mode(model), bar, without_others(alone):
         for first, after in parts:
             sums = [_Sums(site) for site in sites[first:after]]
             examples, tokens = _run(model, held, sums, allow_one_class, bar)
@@ -171,7 +181,7 @@ class _Sums:
         self.site = site
         inputs, outputs = _sizes(site)
         self.factors: Tensor | None = None
-        """`(examples,)` of the batch that is being run."""
+        """`(examples,)` of the batch that is being run; None for one that does not count."""
         where: dict[str, Any] = {"dtype": torch.float64}
         if site.units:
             where["device"] = site.output.get_parameter("weight").device
@@ -193,7 +203,9 @@ class _Sums:
         return self.site.output.register_forward_hook(hook)
 
     def _add(self, read: Tensor, gradient: Tensor) -> None:
-        factors = cast(Tensor, self.factors).to(gradient.device)
+        if self.factors is None:
+            return
+        factors = self.factors.to(gradient.device)
         # Half-precision sums would lose the small ones.
         wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
         read, gradient = read.flatten(0, -2).to(wide), gradient.flatten(0, -2).to(wide)
@@ -208,7 +220,7 @@ class _Sums:
         site, total = self.site, float(self.outputs.diagonal().sum())
         if not site.units or total == 0:
             return torch.zeros(site.units, dtype=torch.float64)
-        weight = site.output.get_parameter("weight").detach().double()
+        weight = whole(site.output.get_parameter("weight").detach()).double()
         if stores_inputs_first(site.output):
             weight = weight.T
         costs, order = removal_costs(weight, self.inputs / total, self.outputs, units=site.units, ridge=ridge)
@@ -228,29 +240,33 @@ def _run(
     reference = next(model.parameters())
     classes = int(getattr(cast(Any, base_of(model)).config, "num_labels", 2))
     sites, shares = [one.site for one in sums], LossShares()
-    examples, tokens, seen = 0, 0, set[float]()
+    own = Tally.of_sites([], reference.device)
     dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
-    for number, raw in enumerate(batches):
-        batch = to_device(raw, reference.device, number, classes)
-        size = batch_size(batch)
-        gates = [Gate(site.units, batch=size, per_token=False, dtype=dtype) for site in sites]
-        handles = [one.listen() for one in sums if one.site.units]
-        try:
-            with torch.enable_grad():
-                outputs = loss_of(model, batch, sites, gates, number)
-                factors = shares.factors(batch, outputs, number)
-                for one in sums:
-                    one.factors = factors
-                gate_gradients(outputs.loss, gates, factors)
-        finally:
-            for handle in handles:
-                handle.remove()
-        examples += size
-        tokens += count_tokens(batch, size, max((gate.tokens for gate in gates), default=1))
-        seen |= labels_seen(batch)
-        bar.update()
-    check_seen(examples, tokens, seen, allow_one_class=allow_one_class)
-    return examples, tokens
+    spread = is_spread(model)
+    with all_or_none():
+        for number, (raw, counts) in enumerate(in_step(batches, needed=spread, repeat=spread)):
+            batch = to_device(raw, reference.device, number, classes)
+            size = batch_size(batch)
+            gates = [Gate(site.units, batch=size, per_token=False, dtype=dtype) for site in sites]
+            handles = [one.listen() for one in sums if one.site.units]
+            try:
+                with torch.enable_grad():
+                    outputs = loss_of(model, batch, sites, gates, number)
+                    factors = shares.factors(batch, outputs, number)
+                    for one in sums:
+                        one.factors = factors if counts else None
+                    gate_gradients(outputs.loss, gates, factors)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            if counts:
+                positions = max((gate.tokens for gate in gates), default=1)
+                own.count(size, count_tokens(batch, size, positions), labels_seen(batch))
+            bar.update()
+    found = own.of_all()
+    found.check(allow_one_class=allow_one_class)
+    add_up_([tensor for one in sums for tensor in (one.inputs, one.outputs)])
+    return found.examples, found.tokens
 
 
 def removal_costs(

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pruning_adapter.processes import add_up_
+
 __all__ = ["Change", "Moments"]
 
 _FLOOR = 1e-12
@@ -51,6 +53,10 @@ class Moments:
         wide = torch.cat([inputs.double(), inputs.new_ones(len(inputs), 1).double()], dim=1)
         self._inputs.addmm_(wide.T, wide)
         self._lacking.addmm_(lacking.double().T, wide)
+
+    def add_up_(self) -> None:
+        """Make them the sums over the tokens of all processes, each of which must call."""
+        add_up_([self._inputs, self._lacking])
 
     def are_finite(self) -> bool:
         """Whether no token was infinite or not a number."""

@@ -28,6 +28,8 @@ from pruning_adapter.architectures.spec import AttentionSpec
 from pruning_adapter.architectures.unit_index import columns_of_units
 from pruning_adapter.errors import ArchitectureError, DataError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
+from pruning_adapter.processes import all_or_none, is_first
+from pruning_adapter.processes import alone as without_others
 from pruning_adapter.surgery.covariance import Moments
 from pruning_adapter.surgery.prune import check_plan_fits, cut_, note_in_config, prune_
 
@@ -54,6 +56,7 @@ def reconstruct_(
     ridge: float = 1e-2,
     inputs: Inputs = "dense",
     allow_other_weights: bool = False,
+    alone: bool = False,
     progress: bool | None = None,
 ) -> Model:
     """Prune as `prune_` does, and correct what stays for what is gone, in place. The model is returned.
@@ -74,6 +77,9 @@ def reconstruct_(
     batches again and again, up to the projections whose turn it is, so that only a few projections' sums are held at
     once. New weights are kept aside until all are known; up to then an error leaves the model as it was.
 
+    Where `torch.distributed` has several processes, all of them call, each with a copy of the model and batches of its
+    own, and all get the weights that all batches together give.
+
     Args:
         model: the model the plan was made for, dense or already pruned; not wrapped by PEFT; on any device, in any
             floating type.
@@ -90,9 +96,11 @@ def reconstruct_(
               corrects for what the earlier ones still lack. One projection a pass, and a second copy of the model.
 
         allow_other_weights: accept a model of the same sizes with other weights, such as a fine-tuned one.
-        progress: show a progress bar; by default only on a terminal.
+        alone: take no notice of other processes, so that one of them may call without the rest.
+        progress: show a progress bar; by default only on a terminal, and of several processes in the first.
 
     Raises:
+        ProcessError: another process failed.
         PlanError: the plan does not fit, see `prune_`; "bias" where a projection has none; an impossible ridge.
         DataError: no batches, batches of padding only, inputs that are not finite, or that do not reach some sub-layer.
         ArchitectureError: see `prune_`.
@@ -109,8 +117,8 @@ def reconstruct_(
     losses = _find_losses(model, plan)
     if plan.reconstruct == "bias":
         _check_biases(losses)
-    held = _hold(batches)
-    with _in_eval_mode(model), torch.no_grad():
+    with _in_eval_mode(model), torch.no_grad(), without_others(alone), all_or_none():
+        held = _hold(batches)
         losses = _in_order_of_execution(model, losses, held[0])
         fits = [_Fit(loss, only_bias=plan.reconstruct == "bias") for loss in losses]
         if inputs == "dense":
@@ -279,6 +287,7 @@ class _Fit:
     def solve(self, ridge: float) -> _Correction:
         """The solution. The sums are gone after it."""
         moments, self._moments = cast(Moments, self._moments), None
+        moments.add_up_()
         if not moments.tokens:
             raise DataError("The batches hold padding only: no token counts.")
         if not moments.are_finite():
@@ -337,7 +346,7 @@ def _fit_in_turn(
 
 
 def _bar(steps: Sequence[_Step], progress: bool | None) -> Iterable[_Step]:
-    disable = None if progress is None else not progress
+    disable = None if progress is None and is_first() else not progress
     return tqdm(steps, desc="reconstruct", unit="pass", leave=False, disable=disable)
 
 

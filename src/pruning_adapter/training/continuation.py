@@ -16,11 +16,13 @@ from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.storage import replace_folder
 from pruning_adapter.training.trainer import MOMENTS
 
-__all__ = ["KEPT_FILES", "carry_checkpoint"]
+__all__ = ["KEPT_FILES", "RANDOM", "carry_checkpoint"]
 
 STATE = "trainer_state.json"
-KEPT_FILES = (STATE, "scheduler.pt", "rng_state.pth", MOMENTS)
-"""What is needed of a checkpoint, beside the adapter."""
+KEPT_FILES = (STATE, "scheduler.pt", MOMENTS)
+"""What is needed of a checkpoint, beside the adapter and the state of the random numbers."""
+RANDOM = "rng_state*.pth"
+"""One file, or one of each process."""
 
 
 def carry_checkpoint(
@@ -59,9 +61,10 @@ def carry_checkpoint(
     with replace_folder(folder / f"checkpoint-{state.global_step}") as aside:
         cast(Any, pruned).save_pretrained(str(aside), save_embedding_layers=False)
         torch.save(optimizer.state_dict(), aside / "optimizer.pt")
-        for file in KEPT_FILES:
-            if file != MOMENTS:
-                shutil.copy(checkpoint / file, aside)
+        for file in (STATE, "scheduler.pt"):
+            shutil.copy(checkpoint / file, aside)
+        for file in checkpoint.glob(RANDOM):
+            shutil.copy(file, aside)
 
 
 def _read_moments(path: Path) -> dict[str, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,10 +25,13 @@ from transformers import (
 )
 
 from pruning_adapter.errors import OutputError, TrainingError
+from pruning_adapter.processes import first_says, is_first, process_count, process_number
 from pruning_adapter.training.distill import TEACHER, distillation_loss
 from pruning_adapter.training.faults import EXAMPLE, LossWatch, check_features, number_features
 from pruning_adapter.training.length_groups import LengthGroups
 from pruning_adapter.training.recipes import Method, Recipe
+from pruning_adapter.training.same_model import ensure_same_model_
+from pruning_adapter.training.shares import SHARE, Shares, check_shares, load_shares, of_step
 
 __all__ = ["MOMENTS", "check_accumulate", "last_complete_checkpoint", "make_collator", "make_trainer", "train_"]
 
@@ -65,7 +69,8 @@ def train_(
     """Train `model` in place.
 
     On one machine with the same versions and number of threads, the same seed gives the same weights, bit for bit on a
-    CPU.
+    CPU. Several processes share each batch, and give the weights of one up to rounding (with dropout, which each draws
+    for itself, other ones); the first writes the checkpoints.
 
     Args:
         model: what `apply_method` returned.
@@ -88,9 +93,11 @@ def train_(
     Raises:
         OutputError: a checkpoint that cannot be written.
         TrainingError: examples that the model cannot learn from (see `check_features`), a loss that is not a finite
-            number, or a batch size that `accumulate` does not divide.
+            number, a batch size that `accumulate` and the processes do not divide, or processes that hold different
+            models.
     """
     check_features(features, model)
+    ensure_same_model_(model)
     set_seed(seed)
     trainer = make_trainer(
         model,
@@ -109,7 +116,9 @@ def train_(
         trainer.add_callback(_EvaluateEveryEpoch(trainer, evaluate))
     if stop_after < 1:
         trainer.add_callback(_StopAfter(stop_after))
-    last = last_complete_checkpoint(folder) if resume else None
+    last = first_says(last_complete_checkpoint(folder) if resume else None)
+    if process_number():
+        torch.manual_seed(seed + process_number())
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return [_numbers(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
 
@@ -138,7 +147,7 @@ def make_trainer(
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.learning_rate[method],
         weight_decay=recipe.weight_decay,
-        per_device_train_batch_size=recipe.batch_size // accumulate,
+        per_device_train_batch_size=recipe.batch_size // accumulate // process_count(),
         gradient_accumulation_steps=accumulate,
         lr_scheduler_type="linear",
         warmup_steps=round(recipe.warmup_share * steps),
@@ -156,6 +165,7 @@ def make_trainer(
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=None,
+        log_level_replica="passive",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     trainer = _Trainer(
@@ -212,20 +222,37 @@ class _Trainer(Trainer):
         return f"step {self.state.global_step + 1} (batch {batch + 1} of epoch {epoch + 1})"
 
     def _loss(self, model: nn.Module, inputs: Any, return_outputs: bool, num_items_in_batch: Any) -> Any:
-        teacher = inputs.pop(TEACHER, None)
-        if teacher is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        teacher, share = inputs.pop(TEACHER, None), inputs.pop(SHARE, None)
         loss, outputs = cast(Any, super().compute_loss(model, inputs, True, num_items_in_batch))
-        loss = distillation_loss(loss, outputs.logits, teacher)
+        if teacher is not None:
+            loss = distillation_loss(loss, outputs.logits, teacher)
+        if share is not None:
+            loss = of_step(loss, share)
         return (loss, outputs) if return_outputs else loss
+
+    def get_train_dataloader(self) -> Any:
+        accumulate = self.args.gradient_accumulation_steps
+        if process_count() * accumulate == 1:
+            return super().get_train_dataloader()
+        features = cast(Any, self.train_dataset)
+        order = self._get_train_sampler()
+        if not self.group_by_length:
+            # The order of one process, which Accelerate gives in place of the Trainer's.
+            order = SeedableRandomSampler(features, data_seed=self.args.data_seed)
+        shares = Shares(order, self._examples_of_step, accumulate=accumulate)
+        pin = self.args.dataloader_pin_memory
+        return load_shares(features, shares, collate_fn=self.data_collator, pin_memory=pin)
+
+    @property
+    def _examples_of_step(self) -> int:
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * process_count()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self.group_by_length:
             return super()._get_train_sampler(train_dataset)
         features = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(feature["input_ids"]) for feature in cast(Any, features)]
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroups(lengths, batch, seed=self.args.seed)
+        return LengthGroups(lengths, self._examples_of_step, seed=self.args.seed)
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
@@ -253,13 +280,12 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def check_accumulate(accumulate: int, recipe: Recipe) -> None:
-    """Refuse a number of parts that does not divide the recipe's batches.
+    """Refuse a number of parts, and of processes, that does not divide the recipe's batches.
 
     Raises:
         TrainingError: it does not.
     """
-    if accumulate < 1 or recipe.batch_size % accumulate:
-        raise TrainingError(f"accumulate is {accumulate}; it must divide the batch size, {recipe.batch_size}.")
+    check_shares(recipe.batch_size, accumulate)
 
 
 def _way_out(args: TrainingArguments) -> str:
@@ -312,6 +338,8 @@ class _StopAfter(TrainerCallback):
             for name, parameter in cast(nn.Module, kwargs["model"]).named_parameters()
             for kind, value in known.get(parameter, {}).items()
         }
+        if not is_first():
+            return
         save_file(tensors, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / MOMENTS)
 
 

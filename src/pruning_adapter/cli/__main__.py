@@ -1,0 +1,5 @@
+"""As `python -m pruning_adapter`."""
+
+from pruning_adapter.cli import main
+
+main()

@@ -1,5 +1,6 @@
 """A tiny random BERT with a tokenizer of its own, saved as a folder, and tiny tasks that it can learn."""
 
+import os
 import random
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from transformers import BertTokenizer
 
 from tiny import make_model
 
-__all__ = ["WORDS", "make_texts", "save_tiny_encoder"]
+__all__ = ["WORDS", "make_texts", "save_tiny_encoder", "save_tiny_tokenizer"]
 
 WORDS = 45
 
@@ -16,14 +17,22 @@ WORDS = 45
 def save_tiny_encoder(folder: Path) -> Path:
     """3 blocks x 4 heads, and a tokenizer of 45 words."""
     folder.mkdir(parents=True)
-    vocabulary = folder / "vocabulary"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(WORDS))]
-    vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
-    BertTokenizer(vocab=str(vocabulary), model_max_length=128).save_pretrained(folder)
-    vocabulary.unlink()
+    save_tiny_tokenizer(folder)
     tiny = make_model("bert", dtype=torch.float32, max_position_embeddings=128, pad_token_id=0)
     tiny.save_pretrained(folder)
     return folder
+
+
+def save_tiny_tokenizer(folder: Path) -> BertTokenizer:
+    """Of 45 words, in a folder that is there."""
+    # A name of its own, for two processes may be at it.
+    vocabulary = folder / f"vocabulary-{os.getpid()}"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(WORDS))]
+    vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizer(vocab=str(vocabulary), model_max_length=128)
+    tokenizer.save_pretrained(folder)
+    vocabulary.unlink()
+    return tokenizer
 
 
 def make_texts(seed: str, count: int, classes: int) -> list[tuple[str, int]]:

@@ -152,8 +152,6 @@ def test_an_index_that_points_out_of_its_folder_is_refused(dense: Path, tmp_path
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "../elsewhere.safetensors")}
     (dense / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"names '\.\./elsewhere\.safetensors', which is no safetensors file"):
-        CheckpointError, match=r"names '\.\./elsewhere\.safetensors', which is no safetensors file of that folder"
-    ):
         pa.prune_checkpoint(dense, plan, tmp_path / "out")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForSequenceClassification, BertTokenizer
+from transformers import AutoModelForSequenceClassification
 
 import pruning_adapter as pa
 from accelerate_on_cpus import spread
@@ -20,6 +20,7 @@ from pruning_adapter.training.precision import halve_frozen_
 from pruning_adapter.training.recipes import RECIPES
 from pruning_adapter.training.trainer import train_
 from tiny import make_model
+from tiny_encoder import save_tiny_tokenizer
 
 Weights = dict[str, Any]
 
@@ -53,13 +54,6 @@ def make_features(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def tokenizer(folder: Path) -> BertTokenizer:
-    vocabulary = folder / "vocab.txt"
-    if not vocabulary.exists():
-        vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\n", encoding="utf-8")
-    return BertTokenizer(vocab=str(vocabulary))
-
-
 def train(
     folder: Path, family: str = "bert", *, count: int = 17, dtype: torch.dtype = torch.float64, **options: Any
 ) -> tuple[Any, list[dict[str, float]]]:
@@ -68,7 +62,9 @@ def train(
         halve_frozen_(model)
     settings: dict[str, Any] = {"recipe": RECIPE, "method": "prune-lora", "seed": 5, **options}
     settings["recipe"] = replace(settings["recipe"], group_by_length=settings.pop("grouped", True))
-    history = train_(model, make_features(count), tokenizer=tokenizer(folder), folder=folder / "run", **settings)
+    history = train_(
+        model, make_features(count), tokenizer=save_tiny_tokenizer(folder), folder=folder / "run", **settings
+    )
     return model, history
 
 
@@ -165,7 +161,7 @@ def train_unlike(rank: int, folder: Path, what: str) -> None:
     plan = make_plan(base, {0: [rank if what == "plan" else 1]})
     model = get_peft_model(base, pa.PruneLoraConfig(pruning=plan, task_type="SEQ_CLS", r=3 + (what == "rank") * rank))
     settings: dict[str, Any] = {"recipe": RECIPE, "method": "prune-lora", "seed": 5, "folder": folder}
-    train_(model, make_features(8), tokenizer=tokenizer(folder), **settings)
+    train_(model, make_features(8), tokenizer=save_tiny_tokenizer(folder), **settings)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +194,7 @@ def start_unlike(rank: int, folder: Path) -> Weights:
             weight.data.add_(rank)
     settings: dict[str, Any] = {"recipe": RECIPE, "method": "prune-lora", "seed": 5, "folder": folder / "run"}
     with spread("bert"):
-        train_(model, make_features(4), tokenizer=tokenizer(folder), **settings)
+        train_(model, make_features(4), tokenizer=save_tiny_tokenizer(folder), **settings)
         return weights_of(model)
 
 

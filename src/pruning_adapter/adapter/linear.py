@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pruning_adapter.adapter.lora_product import LoraMap, lora_product
-from pruning_adapter.architectures.sites import has_plain_weight
+from pruning_adapter.architectures.sites import has_plain_weight, is_sharded
 from pruning_adapter.surgery.one_input import OneInput
 
 __all__ = ["QuickLinear", "read_together_"]
@@ -53,6 +53,9 @@ class QuickLinear(Linear):
         # Transposed weights are views, not copies.
         weight = base.weight.T if isinstance(base, Conv1D) else base.weight
         down, up = cast(Any, self.lora_A[name]).weight, cast(Any, self.lora_B[name]).weight
+        # FSDP2 puts a module's weights together when that very module is called.
+        if is_sharded(down) or is_sharded(up):
+            return None
         return LoraMap(weight, base.bias, down, up, float(self.scaling[name]))
 
 

@@ -20,6 +20,7 @@ from pruning_adapter.architectures.sites import Site, base_of, find_all_sites, f
 from pruning_adapter.errors import AdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.planning.rank_plan import ROLES
+from pruning_adapter.processes import is_spread
 from pruning_adapter.surgery.prune import check_plan_fits, prune_
 
 __all__ = ["PruneLoraModel", "already_fits", "full_match", "rank_patterns", "target_pattern"]
@@ -64,6 +65,12 @@ class PruneLoraModel(LoraModel):
                 del self.peft_config[adapter_name]
             raise
         _fill_in(config, base)
+        if is_spread(base) and config.modules_to_save:
+            raise AdapterError(
+                "The model's weights are spread over the processes (FSDP2), where PEFT cannot copy whole modules to "
+                f"train ({', '.join(config.modules_to_save)}). Say train_norms=False, or attach the adapter before the "
+                "weights are spread, as Accelerate does."
+            )
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         for site in find_all_sites(base):
             if site.units:

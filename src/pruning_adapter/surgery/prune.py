@@ -19,6 +19,7 @@ from pruning_adapter.architectures.unit_index import kept_groups
 from pruning_adapter.costs.macs import ModelMacs
 from pruning_adapter.errors import ArchitectureError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
+from pruning_adapter.processes import is_spread
 from pruning_adapter.surgery.counts import set_count_
 from pruning_adapter.surgery.cuts import cuts_of_site
 from pruning_adapter.surgery.empty import remove_all_units_
@@ -26,6 +27,7 @@ from pruning_adapter.surgery.linear import keep_inputs_, keep_outputs_
 from pruning_adapter.surgery.position_bias import slice_position_bias_
 
 __all__ = [
+    "check_can_be_cut",
     "check_identity_fits",
     "check_nothing_shared",
     "check_plan_fits",
@@ -53,10 +55,10 @@ def prune_(model: Model, plan: PruningPlan, *, allow_other_weights: bool = False
     Raises:
         PlanError: the plan was made for a model of other sizes or weights, keeps only units that are gone, or asks for
             a reconstruction, which needs examples: see `reconstruct_`.
-        ArchitectureError: unknown family, adapters in place, or weights shared with another module.
+        ArchitectureError: unknown family, adapters in place, weights shared with another module, or spread over
+            processes.
     """
-    if base_of(model) is not model or any(hasattr(module, "base_layer") for module in model.modules()):
-        raise ArchitectureError("This model has adapters in place; merge or unload them, then prune.")
+    check_can_be_cut(model)
     check_plan_fits(model, plan, allow_other_weights=allow_other_weights)
     if plan.reconstruct != "none":
         raise PlanError(
@@ -98,6 +100,21 @@ def cut_sites_(
     """
     for site, shape, there, keep in zip(sites, dense, left, kept, strict=True):
         _keep_units_of_site(site, shape, there, keep, views=views)
+
+
+def check_can_be_cut(model: nn.Module) -> None:
+    """Refuse a model that is not by itself, or not whole.
+
+    Raises:
+        ArchitectureError: adapters in place, or weights that are spread over processes.
+    """
+    if base_of(model) is not model or any(hasattr(module, "base_layer") for module in model.modules()):
+        raise ArchitectureError("This model has adapters in place; merge or unload them, then prune.")
+    if is_spread(model):
+        raise ArchitectureError(
+            "This model's weights are spread over the processes (FSDP2), and none of them can cut its part. Prune the "
+            "saved model instead (prune_checkpoint, in one process), and load what that writes."
+        )
 
 
 def check_plan_fits(model: nn.Module, plan: PruningPlan, *, allow_other_weights: bool = False) -> None:

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pruning_adapter.architectures.identity import PrunedState, pruned_state
-from pruning_adapter.architectures.sites import Site, base_of, features, find_all_sites, stores_inputs_first
+from pruning_adapter.architectures.sites import Site, features, find_all_sites, stores_inputs_first
 from pruning_adapter.architectures.spec import AttentionSpec
 from pruning_adapter.architectures.unit_index import columns_of_units
-from pruning_adapter.errors import ArchitectureError, DataError, PlanError
+from pruning_adapter.errors import DataError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.processes import all_or_none, is_first
 from pruning_adapter.processes import alone as without_others
 from pruning_adapter.surgery.covariance import Moments
-from pruning_adapter.surgery.prune import check_plan_fits, cut_, note_in_config, prune_
+from pruning_adapter.surgery.prune import check_can_be_cut, check_plan_fits, cut_, note_in_config, prune_
 
 __all__ = ["Inputs", "reconstruct_"]
 
@@ -111,8 +111,7 @@ def reconstruct_(
         raise PlanError(f"ridge is {ridge}; it must be 0 or a positive number.")
     if plan.reconstruct == "none":
         return prune_(model, plan, allow_other_weights=allow_other_weights)
-    if base_of(model) is not model or any(hasattr(module, "base_layer") for module in model.modules()):
-        raise ArchitectureError("This model has adapters in place; merge or unload them, then prune.")
+    check_can_be_cut(model)
     check_plan_fits(model, plan, allow_other_weights=allow_other_weights)
     losses = _find_losses(model, plan)
     if plan.reconstruct == "bias":

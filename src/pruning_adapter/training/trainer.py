@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from pruning_adapter.errors import OutputError, TrainingError
-from pruning_adapter.processes import first_says, is_first, process_count, process_number
+from pruning_adapter.processes import first_says, is_first, is_spread, process_count, process_number
 from pruning_adapter.training.distill import TEACHER, distillation_loss
 from pruning_adapter.training.faults import EXAMPLE, LossWatch, check_features, number_features
 from pruning_adapter.training.length_groups import LengthGroups
@@ -157,6 +157,8 @@ def make_trainer(
         use_cpu=not torch.cuda.is_available(),
         save_strategy="epoch",
         save_total_limit=1,
+        # Transformers refuses to write the optimizer's state of a model that was loaded in parts.
+        save_only_model=is_spread(model),
         logging_strategy="steps",
         logging_steps=max(1, min(50, steps // 20)),
         # The filter would show the last finite loss in place of a NaN.

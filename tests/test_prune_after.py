@@ -135,7 +135,7 @@ def test_a_start_that_was_interrupted_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pruning_adapter.pipeline.save_pruned", stop)
+        patch.setattr("pruning_adapter.pipeline.start.save_pruned", stop)
         with pytest.raises(KeyboardInterrupt):
             finish(settings, tmp_path)
     assert not (tmp_path / "start").exists()

@@ -24,6 +24,7 @@ from pruning_adapter.architectures.identity import identify
 from pruning_adapter.checkpoint import save_pruned
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.importance import ImportanceScores
+from pruning_adapter.pipeline import inputs
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.run_folder import LOCK
 from pruning_adapter.surgery import prune_
@@ -398,8 +399,8 @@ def test_rows_that_cannot_be_used_are_refused_by_file_and_line(
 def test_settings_that_cannot_be_met_are_refused_before_any_work(
     call: Call, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
 ) -> None:
-    monkeypatch.delattr(pipeline, "load_base")
-    monkeypatch.delattr(pipeline, "load_files")
+    monkeypatch.delattr(inputs, "load_base")
+    monkeypatch.delattr(inputs, "load_files")
     assert_refused(call("run", *options(base, tmp_path / "run", **changes)), message)
     assert names(tmp_path) == set()
 
@@ -583,7 +584,7 @@ def test_a_folder_that_is_not_empty_is_refused_before_any_work(
     call: Call, base: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(finished)
-    monkeypatch.delattr(pipeline, "load_base")
+    monkeypatch.delattr(inputs, "load_base")
     message = r"run exists and is not empty\. Go on with --resume, replace its run with --overwrite, or name another"
     assert_refused(call("run", *options(base, finished)), message)
     assert snapshot(finished) == before

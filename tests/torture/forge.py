@@ -133,14 +133,15 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from pruning_adapter import pipeline, reporting
+    from pruning_adapter import reporting
     from pruning_adapter.checkpoint import onnx_export
+    from pruning_adapter.pipeline import run
     from pruning_adapter.surgery import reconstruct
 
     assert all((onnx_export, reporting, reconstruct)), "imported, so that no child has to"
     # Timing beside the dense model takes most of a tiny run and writes nothing.
-    pipeline.compare_inference = lambda *_, **__: {}
-    pipeline.Run._compare_training = lambda *_, **__: {}
+    run.compare_inference = lambda *_, **__: {}
+    run.Run._compare_training = lambda *_, **__: {}
     answers = os.fdopen(os.dup(1), "w")
     # What libraries print is not an answer.
     os.dup2(2, 1)

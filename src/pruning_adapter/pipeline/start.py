@@ -1,0 +1,168 @@
+"""The training of the dense model before anything goes, and what it shares with the training after."""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import set_seed
+
+from pruning_adapter.architectures.identity import dense_parameters, identify
+from pruning_adapter.architectures.shapes import SiteShape
+from pruning_adapter.checkpoint.merged import merge, save_pruned
+from pruning_adapter.errors import CheckpointError, PruningAdapterError
+from pruning_adapter.pipeline.inputs import Inputs, device
+from pruning_adapter.planning import PruningPlan, RankPlan
+from pruning_adapter.planning.rank_plan import TARGETS
+from pruning_adapter.processes import first_does, first_says
+from pruning_adapter.storage import read_json, replace_folder, write_json
+from pruning_adapter.surgery.prune import forget_pruning_
+from pruning_adapter.training.attention import choose_attention_
+from pruning_adapter.training.base_model import BaseModel, load_base
+from pruning_adapter.training.continuation import KEPT_FILES, RANDOM
+from pruning_adapter.training.methods import apply_method
+from pruning_adapter.training.padding_free import leave_out_padding_
+from pruning_adapter.training.precision import halve_frozen_
+from pruning_adapter.training.trainer import MOMENTS, last_complete_checkpoint, train_
+
+__all__ = ["CHECKPOINT", "TRAINING", "Start"]
+
+_LOGGER = logging.getLogger(__name__)
+
+TRAINING = "pruning-adapter training"
+CHECKPOINT = "checkpoint"
+"""In start/: what is needed to go on from there."""
+
+
+class Start(Inputs):
+    """A run up to the model that is scored and pruned; writes start/."""
+
+    def load_start(self) -> BaseModel:
+        """What is scored and pruned: the dense base, after the first share of the training where there is one.
+
+        That is written to start/, once.
+        """
+        base = self.load_base()
+        if not self.prune_after:
+            return base
+        path, checkpoints = self.folder / "start", self.folder / "start-checkpoints"
+        if not first_says(path.exists()):
+            self._train_start(base, path, checkpoints)
+            base = self.load_base()
+        else:
+            self._check_start(base, path)
+        # Also those of a run that was killed as soon as start/ was there.
+        first_does(partial(shutil.rmtree, checkpoints, ignore_errors=True))
+        # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
+        started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed)
+        # It is still that model to those who read what is saved.
+        model, whole = cast(Any, started.model), cast(Any, base.model)
+        model.name_or_path, model.config.name_or_path = whole.name_or_path, whole.config.name_or_path
+        model.config._commit_hash = getattr(whole.config, "_commit_hash", None)
+        return replace(base, model=started.model.to(device()))
+
+    def _check_start(self, base: BaseModel, path: Path) -> None:
+        began = read_json(path / "training.json", kind=TRAINING).get("base")
+        if began != identify(base.model).fingerprint:
+            raise CheckpointError(
+                f"{path} was trained from another model than {self.model_path}. Score this one anew: "
+                "`pruning-adapter importance --overwrite`."
+            )
+
+    def _train_start(self, base: BaseModel, path: Path, checkpoints: Path) -> None:
+        _LOGGER.info("the dense model trains for %.0f %% of the steps, then units go", 100 * self.prune_after)
+        stopped = first_says(last_complete_checkpoint(checkpoints))
+        if stopped is None or not (stopped / MOMENTS).exists():
+            # As LoRA on a model that stays dense begins.
+            set_seed(self.settings.seed)
+            self._train_(self._adapt_whole(base), checkpoints, stop_after=self.prune_after)
+            stopped = first_says(cast(Path, last_complete_checkpoint(checkpoints)))
+        first_does(partial(self._write_start, base, path, stopped))
+
+    def _write_start(self, base: BaseModel, path: Path, stopped: Path) -> None:
+        # Merged in full precision, whatever it was trained in.
+        merged = merge(self._attach(self.load_base().model, stopped))
+        forget_pruning_(merged)
+        with replace_folder(path) as aside:
+            save_pruned(merged, aside, tokenizer=self.tokenizer)
+            (aside / CHECKPOINT).mkdir()
+            names = (*KEPT_FILES, "adapter_config.json", "adapter_model.safetensors")
+            for file in (*(stopped / name for name in names), *stopped.glob(RANDOM)):
+                shutil.copy(file, aside / CHECKPOINT)
+            write_json(aside / "training.json", {"kind": TRAINING, "base": identify(base.model).fingerprint})
+
+    def _adapt_whole(self, base: BaseModel) -> nn.Module:
+        """LoRA on the dense model, of the lowest rank that the plan of ranks will give: ranks only grow."""
+        identity, settings = identify(base.model), self.settings
+        rank = self.recipe.lora_rank if settings.rank_budget is not None else settings.low_rank or settings.high_rank
+        whole = PruningPlan.from_pruned_heads(identity, {}, dense_parameters=dense_parameters(base.model))
+        roles = TARGETS[settings.target]
+        ranks = RankPlan(
+            model=identity,
+            kept_heads=whole.kept_heads,
+            kept_neurons=whole.kept_neurons,
+            ranks=_ranks(identity.sites, rank, roles),
+            feed_forward_ranks=_ranks(identity.feed_forwards, rank, roles),
+            roles=roles,
+        )
+        return apply_method(base, "prune-lora", self.recipe, plan=whole, ranks=ranks)
+
+    def _load_start_adapted(self) -> nn.Module:
+        return self._attach(self.load_base().model, self.folder / "start" / CHECKPOINT)
+
+    def _train_(self, model: nn.Module, checkpoints: Path, *, stop_after: float = 1.0) -> list[dict[str, float]]:
+        """Train, to the end or for a share of the steps; a training that was interrupted goes on."""
+        self.ready_(model)
+        if self.settings.padding_free:
+            leave_out_padding_(model)
+        return train_(
+            model,
+            folder=checkpoints,
+            evaluate=self._evaluate_briefly(),
+            resume=True,
+            stop_after=stop_after,
+            **self._how_to_train(),
+        )
+
+    def _how_to_train(self) -> dict[str, Any]:
+        return {
+            "features": self._taught_features(),
+            "tokenizer": self.tokenizer,
+            "recipe": self.recipe,
+            "method": self.method,
+            "seed": self.settings.seed,
+            "accumulate": self.settings.accumulate,
+            "bf16": self.settings.bf16,
+        }
+
+    def ready_(self, model: nn.Module) -> nn.Module:
+        """Give a model that is about to train the precision and the kernels of this run, in place."""
+        if self.settings.bf16:
+            halve_frozen_(model)
+        if self.settings.bf16 and not self.settings.padding_free:
+            choose_attention_(model, longest=self.recipe.max_length)
+        return model
+
+    def _attach(self, base: nn.Module, adapter: Path, *, trainable: bool = False) -> nn.Module:
+        from peft import PeftModel
+
+        try:
+            with warnings.catch_warnings():
+                # PEFT only warns, and leaves such weights as they start.
+                warnings.filterwarnings("error", message="Found missing adapter keys")
+                return cast(nn.Module, PeftModel.from_pretrained(cast(Any, base), str(adapter), is_trainable=trainable))
+        except PruningAdapterError:
+            raise
+        except Exception as error:  # PEFT, safetensors, the JSON reader and the Hub's client each raise their own kinds
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{adapter} is missing, damaged or incomplete ({first}). Train again.") from error
+
+
+def _ranks(sites: Sequence[SiteShape], rank: int, roles: tuple[str, ...]) -> tuple[int, ...]:
+    """`rank` where one of the roles is played, else 0."""
+    return tuple(rank if site.units and site.lora_parameters(range(site.units), 1, roles) else 0 for site in sites)

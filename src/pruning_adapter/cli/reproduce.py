@@ -32,6 +32,10 @@ def reproduce(
     examples: o.Examples = None,
     bf16: o.Bf16 = None,
     jobs: Annotated[int, typer.Option(help="Cells at once, each in a process of its own.")] = 1,
+    share: Annotated[
+        str | None,
+        typer.Option(help="K/N: run every N-th cell from the K-th (from 0) and nothing else; for many machines."),
+    ] = None,
     only_report: Annotated[bool, typer.Option("--only-report", help="Run nothing; write what is there.")] = False,
     output_dir: o.OutputDir = Path("reproduction"),
     threads: o.Threads = None,
@@ -48,7 +52,7 @@ def reproduce(
         )
     prepare_libraries(threads=threads, verbose=verbose)
     from pruning_adapter.cli import show
-    from pruning_adapter.reproduce.cells import make_cells
+    from pruning_adapter.reproduce.cells import make_cells, share_of
     from pruning_adapter.reproduce.grid import run_cells
     from pruning_adapter.reproduce.page import check_can_write
     from pruning_adapter.reproduce.study import begin_study, measure_beside, write_study
@@ -76,10 +80,15 @@ def reproduce(
     )
     for cell in cells:
         cell.settings(base).check()
+    cells = cells if share is None else share_of(cells, share)
     begin_study(output_dir, base)
+    prepare = partial(prepare_libraries, threads=threads, verbose=verbose)
+    if share is not None:
+        for progress in run_cells(output_dir, cells, base, jobs=jobs, prepare=prepare):
+            show.cell(progress)
+        return
     try:
         if not only_report:
-            prepare = partial(prepare_libraries, threads=threads, verbose=verbose)
             for progress in run_cells(output_dir, cells, base, jobs=jobs, prepare=prepare):
                 show.cell(progress)
             for what in measure_beside(output_dir, cells, base):

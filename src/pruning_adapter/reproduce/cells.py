@@ -8,7 +8,7 @@ from typing import Any
 from pruning_adapter.errors import DataError
 from pruning_adapter.settings import Settings
 
-__all__ = ["ARMS", "Cell", "make_cells"]
+__all__ = ["ARMS", "Cell", "make_cells", "share_of"]
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "full": {"method": "full"},
@@ -50,6 +50,22 @@ class Cell:
         asked: Any = value.get("asked", ())
         rest: dict[str, Any] = {name: given for name, given in value.items() if name != "asked"}
         return cls(**rest, asked=tuple((name, given) for name, given in asked))
+
+
+def share_of(cells: Sequence[Cell], share: str) -> tuple[Cell, ...]:
+    """Those cells that one of several jobs runs.
+
+    Args:
+        cells: the grid.
+        share: "K/N", the number of the job from 0, and how many there are: every N-th cell from the K-th.
+
+    Raises:
+        DataError: no such share.
+    """
+    number, _, of = share.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and int(number) < int(of)):
+        raise DataError(f"The share is {share!r}; give the number of the job, from 0, and how many there are: 0/4.")
+    return tuple(cells[int(number) :: int(of)])
 
 
 def make_cells(

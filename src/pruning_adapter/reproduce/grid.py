@@ -177,7 +177,8 @@ def _run_cell(folder: Path, cell: Cell, base: Settings, work: Path) -> Done:
     )
     write_json(_file(folder, cell), {"kind": KIND, **asdict(done)})
     if shared is not None and not shared.exists():
-        with replace_folder(shared) as aside:
+        # Another call of this grid may be tidying up.
+        with suppress(OSError, OutputError), replace_folder(shared) as aside:
             shutil.copytree(work / "start", aside, dirs_exist_ok=True)
     shutil.rmtree(work)
     return done

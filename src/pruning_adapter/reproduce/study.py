@@ -38,12 +38,13 @@ def begin_study(folder: Path, base: Settings) -> None:
         OutputError: the folder holds a grid with other settings, or something else.
     """
     path, named = folder / "settings.json", _without_places(base)
-    if path.exists():
-        named.check_same(Settings.load(path), folder, otherwise="name another folder")
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder} exists and holds no grid; name another folder.")
-    named.save(path)
+    # Many jobs may begin one grid at once; what begins with a dot is a file that another one is writing.
+    there = [] if not folder.is_dir() else [found.name for found in folder.iterdir() if found.name[0] != "."]
+    if "settings.json" not in there:
+        if there or (folder.exists() and not folder.is_dir()):
+            raise OutputError(f"{folder} exists and holds no grid; name another folder.")
+        named.save(path)
+    named.check_same(Settings.load(path), folder, otherwise="name another folder")
 
 
 def _without_places(base: Settings) -> Settings:

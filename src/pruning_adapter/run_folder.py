@@ -37,7 +37,7 @@ STEPS = {
 BESIDE = {
     "importance": ("start", "start-checkpoints", "sweep.json", "sweep.png"),
     "plan": ("latency.json",),
-    "train": ("base", "checkpoints"),
+    "train": ("base", "checkpoints", "logs"),
     "merge": ("model.onnx", "model-int8.onnx", "model.pt2", "stock", "uniform", "transformers4"),
     # The cards hold numbers of the result.
     "evaluate": tuple(f"{folder}/{file}" for folder in ("merged", "adapter") for file in CARD),

@@ -25,7 +25,7 @@ DECIDED_BY_PRESET = (
 _CHOSEN_AFTER_START = (
     *("scorer", "units", "order", "reduction", "examples", "stop_when_stable", "normalization", *RULES),
     *("length", "dtype", "latency_table", "multiple_of", "grouping", "allow_empty_blocks", "reconstruct"),
-    *("top_blocks", "block_importance", "model_name"),
+    *("top_blocks", "block_importance", "model_name", "report_to"),
 )
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -130,6 +130,8 @@ class Settings:
     """Trainable parameters (LoRA and normalisation layers) to spread by importance, in place of high and low rank."""
     teacher: str | None = None
     """Folder or hub id of a classifier of the same classes, whose answers training also learns from."""
+    report_to: str | None = None
+    """Trackers that hear of the training, by Transformers' names and with commas between: "tensorboard,wandb"."""
     accumulate: int = 1
     padding_free: bool = False
     """Compute nothing for padding while training; for encoders such as BERT."""

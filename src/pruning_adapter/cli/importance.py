@@ -34,6 +34,7 @@ def importance(
     learning_rate: o.LearningRate = None,
     prune_after: o.PruneAfter = None,
     teacher: o.Teacher = None,
+    report_to: o.ReportTo = None,
     accumulate: o.Accumulate = None,
     padding_free: o.PaddingFree = None,
     bf16: o.Bf16 = None,

@@ -191,6 +191,13 @@ Teacher = Annotated[
     str | None,
     typer.Option(help="Folder or hub id of a classifier to learn from, beside the labels.", rich_help_panel=_TRAIN),
 ]
+ReportTo = Annotated[
+    str | None,
+    typer.Option(
+        help="Trackers to report the training to, with commas between, such as tensorboard. [none]",
+        rich_help_panel=_TRAIN,
+    ),
+]
 Accumulate = Annotated[
     int | None, typer.Option(help="Split each batch into this many parts. [1]", rich_help_panel=_TRAIN)
 ]

@@ -25,6 +25,7 @@ def train(
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
     teacher: o.Teacher = None,
+    report_to: o.ReportTo = None,
     accumulate: o.Accumulate = None,
     padding_free: o.PaddingFree = None,
     bf16: o.Bf16 = None,

@@ -30,6 +30,7 @@ from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recip
 from pruning_adapter.training.spread import check_spread
 from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import count_truncated, sample_examples, tokenize
+from pruning_adapter.training.trackers import find_trackers
 from pruning_adapter.training.trainer import check_accumulate, make_collator
 
 __all__ = ["Inputs", "device"]
@@ -49,6 +50,7 @@ class Inputs:
         self.folder = folder
         self.command = command
         self.recipe = _adjust_recipe(settings)
+        self.trackers = find_trackers(settings.report_to)
         check_spread(settings.method, self.prune_after)
         self._tokenized: list[tuple[tuple[Example, ...], list[dict[str, Any]]]] = []
 

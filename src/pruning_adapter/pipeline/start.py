@@ -28,6 +28,7 @@ from pruning_adapter.training.continuation import KEPT_FILES, RANDOM
 from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.padding_free import leave_out_padding_
 from pruning_adapter.training.precision import halve_frozen_
+from pruning_adapter.training.trackers import tracked_in
 from pruning_adapter.training.trainer import MOMENTS, last_complete_checkpoint, train_
 
 __all__ = ["CHECKPOINT", "TRAINING", "Start"]
@@ -120,14 +121,15 @@ class Start(Inputs):
         self.ready_(model)
         if self.settings.padding_free:
             leave_out_padding_(model)
-        return train_(
-            model,
-            folder=checkpoints,
-            evaluate=self._evaluate_briefly(),
-            resume=True,
-            stop_after=stop_after,
-            **self._how_to_train(),
-        )
+        with tracked_in(self.folder / "logs"):
+            return train_(
+                model,
+                folder=checkpoints,
+                evaluate=self._evaluate_briefly(),
+                resume=True,
+                stop_after=stop_after,
+                **self._how_to_train(),
+            )
 
     def _how_to_train(self) -> dict[str, Any]:
         return {
@@ -138,6 +140,7 @@ class Start(Inputs):
             "seed": self.settings.seed,
             "accumulate": self.settings.accumulate,
             "bf16": self.settings.bf16,
+            "report_to": self.trackers,
         }
 
     def ready_(self, model: nn.Module) -> nn.Module:

@@ -64,6 +64,7 @@ def train_(
     resume: bool = False,
     accumulate: int = 1,
     bf16: bool = False,
+    report_to: Sequence[str] = (),
     stop_after: float = 1.0,
 ) -> list[dict[str, float]]:
     """Train `model` in place.
@@ -85,6 +86,7 @@ def train_(
         accumulate: split each batch into this many parts that are computed one after the other.
         bf16: compute matrix products in bfloat16; weights and optimiser stay in float32. About twice as fast on GPUs
             and on processors with bfloat16 instructions, slower on others.
+        report_to: Transformers' names of trackers that hear of it; see `find_trackers`.
         stop_after: leave off after this share of all steps, with a checkpoint from which `continue_pruned` goes on.
 
     Returns:
@@ -109,6 +111,7 @@ def train_(
         seed=seed,
         accumulate=accumulate,
         bf16=bf16,
+        report_to=report_to,
     )
     # It prints every log entry as a dict where there is no terminal for a progress bar.
     trainer.remove_callback(PrinterCallback)
@@ -134,6 +137,7 @@ def make_trainer(
     seed: int,
     accumulate: int = 1,
     bf16: bool = False,
+    report_to: Sequence[str] = (),
 ) -> "_Trainer":
     """The Trainer that `train_` runs; see there. For those who want to add callbacks of their own.
 
@@ -165,7 +169,7 @@ def make_trainer(
         logging_nan_inf_filter=False,
         label_names=["labels"],
         remove_unused_columns=False,
-        report_to=[],
+        report_to=list(report_to),
         disable_tqdm=None,
         log_level_replica="passive",
         dataloader_pin_memory=torch.cuda.is_available(),

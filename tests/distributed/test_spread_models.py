@@ -13,7 +13,6 @@ import torch.distributed
 from peft import PeftModel, get_peft_model
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
-from transformers.distributed import DistributedConfig
 
 import pruning_adapter as pa
 from conformance import make_plan
@@ -24,6 +23,11 @@ from pruning_adapter.training.recipes import RECIPES
 from pruning_adapter.training.trainer import train_
 from tiny import make_batch, make_model
 from tiny_encoder import save_tiny_tokenizer
+
+try:
+    from transformers.distributed import DistributedConfig
+except ImportError:
+    pytest.skip("this release of Transformers loads no model in parts", allow_module_level=True)
 
 BOTH = ("heads", "neurons")
 PARTS = {"fsdp_size": 2}

@@ -46,7 +46,11 @@ audit: $(VENV)/.dev
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit pip-licenses
 	.venv-audit/bin/pip-licenses --python $(BIN)/python --from=mixed --partial-match --fail-on="GPL;General Public License;SSPL"
-	.venv-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	.venv-audit/bin/pip-audit --skip-editable --format json --output .audit.json \
+		--path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	@.venv-audit/bin/python -c 'import json; found = json.load(open(".audit.json"))["dependencies"]; \
+		known = [each for each in found if "vulns" in each]; print(f"{len(known)} of {len(found)} packages were looked up"); \
+		raise SystemExit(None if known else "None was looked up: is the package index reached?")'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -58,7 +62,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-witness .venv-audit .witness demo-run
+	rm -rf $(VENV) .venv-oldest .venv-witness .venv-audit .audit.json .witness demo-run
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -583,6 +583,20 @@ class Conformance:
         carry_(dense, pruned, make_case(self.model(), case))
         torch.testing.assert_close(logits(pruned, batch), expected, rtol=1e-10, atol=1e-10)
 
+    def test_an_adapter_comes_along_from_pruning_to_pruning(self) -> None:
+        """In two steps it is what it is in one."""
+        batch = self.batch()
+        dense, _ = self.adapted("nothing", high=2)
+        randomize_(dense, only_trainable=True)
+        merged = merge(dense)
+        expected = logits(pa.prune_(merged, make_case(merged, "heads and neurons")), batch)
+        before = dense
+        for case in ("heads", "heads and neurons"):
+            pruned, _ = self.adapted(case)
+            carry_(before, pruned, make_case(self.model(), case))
+            before = pruned
+        torch.testing.assert_close(logits(before, batch), expected, rtol=1e-10, atol=1e-10)
+
     @pytest.mark.parametrize("high", [2, 3], ids=["rank lost", "rank kept"])
     def test_an_adapter_taken_out_of_its_base_leaves_the_whole_as_it_was(self, high: int) -> None:
         batch = self.batch()

@@ -22,27 +22,14 @@ from pruning_adapter.run_folder import remove_steps
 from pruning_adapter.settings import Settings
 from pruning_adapter.training.base_model import load_base
 from pruning_adapter.training.recipes import find_recipe
-from tiny_encoder import make_texts, save_tiny_encoder
+from short_run import finish, make_settings, weights
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    folder = tmp_path_factory.mktemp("task")
-    for name, count in (("train.csv", 96), ("dev.csv", 16)):
-        rows = [f"{text},{('no', 'yes')[place]}" for text, place in make_texts(name, count, 2)]
-        (folder / name).write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
-    return Settings(
-        model=str(save_tiny_encoder(folder / "model")),
-        train_file=str(folder / "train.csv"),
-        validation_file=str(folder / "dev.csv"),
-        text_columns=("text",),
-        label_column="label",
-        keep_macs=0.6,
-        epochs=2,
-        prune_after=0.5,
-    )
+    return make_settings(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +38,6 @@ def finished(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("finished")
     finish(settings, folder)
     return folder
-
-
-def finish(settings: Settings, folder: Path) -> Result:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        run = Run(settings, folder)
-        run.train()
-        return run.evaluate()
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "merged" / "model.safetensors").read_bytes()
 
 
 def test_the_start_is_a_dense_model_that_has_trained(finished: Path, settings: Settings) -> None:

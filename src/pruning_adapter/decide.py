@@ -7,7 +7,7 @@ from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.errors import PlanError
 from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.planning import PruningPlan, RankPlan, find_preset, plan_pruning, plan_ranks
-from pruning_adapter.settings import BUDGETS, RULES, Settings
+from pruning_adapter.settings import BUDGETS, KEEP_RATIO, RULES, Settings
 
 __all__ = ["choose_units", "plan_from_settings"]
 
@@ -30,7 +30,7 @@ def plan_from_settings(
         return find_preset(settings.preset).plan(scores)
     rules = {name: getattr(settings, name) for name in RULES if name != "preset"}
     if not any(value is not None for value in rules.values()):
-        rules["keep_ratio"] = 0.7
+        rules["keep_ratio"] = KEEP_RATIO
     counts = not any(rules[name] is not None for name in BUDGETS)
     plan = plan_pruning(
         chosen,

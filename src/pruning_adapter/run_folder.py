@@ -35,7 +35,7 @@ STEPS = {
 }
 """What each step writes, in their order."""
 BESIDE = {
-    "importance": ("start", "start-checkpoints", "sweep.json", "sweep.png"),
+    "importance": ("start", "start-checkpoints", "rounds", "sweep.json", "sweep.png"),
     "plan": ("latency.json",),
     "train": ("base", "checkpoints", "logs"),
     "merge": ("model.onnx", "model-int8.onnx", "model.pt2", "stock", "uniform", "transformers4"),

@@ -10,13 +10,15 @@ from pruning_adapter.architectures.spec import Kind
 from pruning_adapter.errors import CheckpointError, DataError, ImportanceError, OutputError, PlanError, TrainingError
 from pruning_adapter.storage import read_json, write_json
 
-__all__ = ["BUDGETS", "RULES", "Scorer", "Settings"]
+__all__ = ["BUDGETS", "KEEP_RATIO", "RULES", "Scorer", "Settings"]
 
 KIND = "pruning-adapter settings"
 Scorer = Literal["gradient", "obs", "random", "magnitude", "reversed"]
 BUDGETS = ("keep_params", "keep_macs", "keep_bytes", "keep_latency")
 """Rules that weigh heads and neurons against each other."""
 RULES = ("preset", "keep_heads", "keep_ratio", "threshold", *BUDGETS)
+KEEP_RATIO = 0.7
+"""Of the heads, where no rule is given: about what the paper keeps."""
 UNITS: Mapping[str, tuple[Kind, ...]] = {"heads": ("heads",), "neurons": ("neurons",), "both": ("heads", "neurons")}
 DECIDED_BY_PRESET = (
     *("allow_empty_blocks", "normalization", "multiple_of", "grouping", "reconstruct", "target"),
@@ -27,6 +29,7 @@ _CHOSEN_AFTER_START = (
     *("length", "dtype", "latency_table", "multiple_of", "grouping", "allow_empty_blocks", "reconstruct"),
     *("top_blocks", "block_importance", "model_name", "report_to"),
 )
+_ONE_ROUND = ("preset", "threshold")
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
@@ -36,6 +39,7 @@ _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
     "epochs": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
     "learning_rate": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
     "prune_after": (TrainingError, lambda value: 0 <= value < 1, "a share of the training, in [0, 1)"),
+    "rounds": (TrainingError, lambda value: value >= 1, "1 or more"),
     "accumulate": (TrainingError, lambda value: value >= 1, "1 or more"),
     "seed": (TrainingError, lambda value: 0 <= value < 2**32, f"in 0 to {2**32 - 1}"),
     "keep_heads": (PlanError, lambda value: value >= 1, "1 or more"),
@@ -83,6 +87,8 @@ class Settings:
     seed: int = 0
     prune_after: float | None = None
     """In place of the recipe's share of the training in which the dense model trains first."""
+    rounds: int | None = None
+    """In how many rounds units go, the last of them after that share; None: the recipe's."""
     scorer: Scorer | None = None
     """None: the recipe's. "reversed" turns the recipe's around, or the gradient's where `order` is given."""
     units: str | None = None
@@ -157,6 +163,7 @@ class Settings:
             if value is not None and not (isinstance(value, int | float) and holds(value)):
                 raise error(f"{name} is {value}; it must be {rule}.")
         self._check_plan(rules[0] if rules else None)
+        self._check_rounds(rules[0] if rules else None)
 
     def _check_plan(self, rule: str | None) -> None:
         if rule == "preset":
@@ -174,6 +181,20 @@ class Settings:
             raise PlanError("latency_table was given without keep_latency, the rule that reads it; give both.")
         if self.rank_budget is None and self.low_rank > self.high_rank:
             raise PlanError(f"low_rank is {self.low_rank}; it must not be above high_rank, {self.high_rank}.")
+
+    def _check_rounds(self, rule: str | None) -> None:
+        if (self.rounds or 1) == 1:
+            return
+        if rule in _ONE_ROUND:
+            raise PlanError(
+                f"rounds is {self.rounds}, but the rule {rule} speaks of scores, not of a share that stays, so units "
+                "go at once. Leave rounds out, or use a budget, keep_heads or keep_ratio."
+            )
+        if not self.chosen("prune_after"):
+            raise TrainingError(
+                f"rounds is {self.rounds}, but prune_after is 0: without training in between there is one round. Leave "
+                "rounds out, or say --prune-after."
+            )
 
     def _check_data(self) -> None:
         sources = [
@@ -250,6 +271,14 @@ class Settings:
 
         value = getattr(self, name)
         return getattr(find_recipe(self.recipe), name) if value is None else value
+
+    @property
+    def rounds_taken(self) -> int:
+        """In how many rounds units go: one where nothing trains in between, or by rules that speak of scores."""
+        at_once = any(getattr(self, rule) is not None for rule in _ONE_ROUND)
+        if at_once or self.method != "prune-lora" or not self.chosen("prune_after"):
+            return 1
+        return self.chosen("rounds")
 
     def of_start(self) -> dict[str, Any]:
         """Those settings that decide what the dense model learns before units go: all but what is chosen after it."""

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pruning_adapter.architectures.identity import pruned_state
 from pruning_adapter.architectures.sites import find_all_sites
 from pruning_adapter.errors import AdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
@@ -154,10 +155,13 @@ class _Part:
 def _parts(dense: nn.Module, pruned: nn.Module, plan: PruningPlan) -> Iterator[_Part]:
     old = {name: module for name, module in dense.named_modules() if hasattr(module, "lora_A")}
     names = {id(module): name for name, module in pruned.named_modules()}
-    for site, shape, kept in zip(find_all_sites(pruned), plan.model.all_sites, plan.kept, strict=True):
+    before = pruned_state(dense)
+    there = before.kept if before is not None else [range(shape.units) for shape in plan.model.all_sites]
+    sites = zip(find_all_sites(pruned), plan.model.all_sites, there, plan.kept, strict=True)
+    for site, shape, left, kept in sites:
         if not kept:
             continue
-        cuts = {cut.path: cut for cut in cuts_of_site(site, shape, range(shape.units), kept)}
+        cuts = {cut.path: cut for cut in cuts_of_site(site, shape, left, kept)}
         for path in (*(projection.path for projection in site.projections), site.spec.output):
             cut = cuts.get(path, Cut(path=path))
             layer = cast(Any, site.block.get_submodule(path))
@@ -166,11 +170,11 @@ def _parts(dense: nn.Module, pruned: nn.Module, plan: PruningPlan) -> Iterator[_
             name = names[id(layer)]
             if name not in old:
                 raise AdapterError(f"{name} is adapted in the pruned model and not in the dense one.")
-            before = cast(Any, old[name])
+            factors = cast(Any, old[name])
             yield _Part(
                 name=name,
-                old_a=before.lora_A[ADAPTER].weight,
-                old_b=before.lora_B[ADAPTER].weight,
+                old_a=factors.lora_A[ADAPTER].weight,
+                old_b=factors.lora_B[ADAPTER].weight,
                 new_a=layer.lora_A[ADAPTER].weight,
                 new_b=layer.lora_B[ADAPTER].weight,
                 rows=_index(cut.rows),

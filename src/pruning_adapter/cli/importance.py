@@ -48,6 +48,8 @@ def importance(
     """Measure how much each head and neuron matters for a task; writes importance.json.
 
     Where the recipe prunes after a share of the training (--prune-after), that share comes first; writes start/.
+    Step by step, units go in one round, because those in between would need the plan; `run` takes the recipe's
+    --rounds.
     """
     given = {
         name: value
@@ -56,6 +58,7 @@ def importance(
     }
     from pruning_adapter.cli import show
 
+    given["rounds"] = 1
     prepare_libraries(threads=threads, verbose=verbose, shared=True)
     scores = open_run(output_dir, given, step="importance", overwrite=overwrite).measure()
     if not go_on_alone():

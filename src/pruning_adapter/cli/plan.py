@@ -61,7 +61,9 @@ def plan(
         _sweep(output_dir, given, by=by, figure=figure, dry_run=dry_run)
         return
     if dry_run:
-        made = read_run(output_dir, given).decide()
+        run = read_run(output_dir, given)
+        run.check_one_round()
+        made = run.decide()
     else:
         made = open_run(output_dir, given, step="plan", overwrite=overwrite).plan()
     show.value("Plan", f"{made[0]}\n{made[1]}")

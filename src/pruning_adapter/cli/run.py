@@ -55,6 +55,7 @@ def run(
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
     prune_after: o.PruneAfter = None,
+    rounds: o.Rounds = None,
     teacher: o.Teacher = None,
     report_to: o.ReportTo = None,
     accumulate: o.Accumulate = None,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,10 +35,24 @@ from pruning_adapter.training.trainer import check_accumulate, make_collator
 
 __all__ = ["Inputs", "device"]
 
+Value = TypeVar("Value")
 SCORED_BATCH = 16
 """Examples a batch where importance is measured; with many processes there may be fewer."""
 LEARNING_CURVE = 2000
 """Validation examples that are looked at after an epoch, at the most; the result looks at all."""
+
+
+class _Once(Generic[Value]):
+    """As `cached_property`, for what all copies of an object share, whichever of them is asked first."""
+
+    def __init__(self, compute: Callable[[Any], Value]) -> None:
+        self._compute = compute
+
+    def __get__(self, inputs: "Inputs", owner: type) -> Value:
+        known, name = inputs.shared, self._compute.__name__
+        if name not in known:
+            known[name] = self._compute(inputs)
+        return known[name]
 
 
 class Inputs:
@@ -52,6 +66,9 @@ class Inputs:
         self.recipe = _adjust_recipe(settings)
         self.trackers = find_trackers(settings.report_to)
         check_spread(settings.method, self.prune_after)
+        self.logs = folder / "logs"
+        self.shared: dict[str, Any] = {}
+        """What was read or computed once, with the copies of this object."""
         self._tokenized: list[tuple[tuple[Example, ...], list[dict[str, Any]]]] = []
 
     @property
@@ -72,7 +89,7 @@ class Inputs:
             return str(find_demo_encoder())
         return self.settings.model
 
-    @cached_property
+    @_Once
     def data(self) -> TaskData:
         """The task's labelled examples."""
         settings = self.settings
@@ -94,11 +111,11 @@ class Inputs:
             **rows,
         )
 
-    @cached_property
+    @_Once
     def tokenizer(self) -> Any:
         return load_tokenizer(self.model_path, revision=self.settings.revision)
 
-    @cached_property
+    @_Once
     def latency(self) -> LatencyTable | None:
         """What `keep_latency` predicts with: the table that was named, or one measured here; None by other rules."""
         if self.settings.keep_latency is None:
@@ -128,7 +145,7 @@ class Inputs:
         features = self.features(self.data.train)
         return features if self._teachers_logits is None else with_teacher(features, self._teachers_logits)
 
-    @cached_property
+    @_Once
     def _teachers_logits(self) -> NDArray[np.float32] | None:
         """What the teacher says about the training examples, `(examples, classes)`."""
         if self.settings.teacher is None:

@@ -9,11 +9,12 @@ Where a plan corrects the kept weights for what is gone, training also writes ba
 adapter belongs to.
 """
 
+import copy
 import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from torch import nn
 from transformers import set_seed
 
 from pruning_adapter.adapter.carry import carry_, take_out_
-from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
+from pruning_adapter.architectures.identity import PrunedState, dense_parameters, identify, pruned_state
 from pruning_adapter.checkpoint.adapter import save_adapter
 from pruning_adapter.checkpoint.hub import find_model
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
@@ -30,6 +31,7 @@ from pruning_adapter.checkpoint.terms import read_terms
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.decide import choose_units, plan_from_settings
 from pruning_adapter.environment import machine, versions
+from pruning_adapter.errors import PlanError
 from pruning_adapter.evaluation.cost import (
     compare_inference,
     compare_training,
@@ -49,6 +51,7 @@ from pruning_adapter.importance import (
 )
 from pruning_adapter.pipeline.describe import describe_pruning, warn
 from pruning_adapter.pipeline.inputs import device
+from pruning_adapter.pipeline.rounds import split_rounds
 from pruning_adapter.pipeline.start import CHECKPOINT, TRAINING, Start
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
@@ -66,6 +69,8 @@ __all__ = ["PREDICTIONS", "Run"]
 _LOGGER = logging.getLogger(__name__)
 
 PREDICTIONS = "pruning-adapter predictions"
+ROUNDS = "rounds"
+"""Where all rounds but the last lie, by number."""
 COMPARED_BATCH = 32
 """Examples a batch where time is compared."""
 
@@ -73,16 +78,37 @@ COMPARED_BATCH = 32
 class Run(Start):
     """One run in its folder. Steps that are done already are not done again: their files are read."""
 
+    @cached_property
+    def earlier(self) -> "Run | None":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The round before this one: a run of its own in rounds/, with a looser budget; None in the first."""
+        found: Run | None = None
+        if self.settings.rounds_taken > 1:
+            dense = self.load_base().model
+            before = split_rounds(self.settings, identify(dense), dense_parameters(dense))[:-1]
+            for number, settings in enumerate(before, 1):
+                run = copy.copy(self)
+                run.settings, run.folder, run.earlier = settings, self.folder / ROUNDS / str(number), found
+                found = run
+        return found
+
+    @property
+    def rounds(self) -> "tuple[Run, ...]":
+        """All rounds, the last of which is this one."""
+        return (self,) if self.earlier is None else (*self.earlier.rounds, self)
+
     def load_adapted_base(self) -> BaseModel:
         """The base that LoRA is attached to: the dense one, or a pruned one that trained before or was corrected.
 
         The latter is written to base/, once, since the adapter belongs to these very weights.
         """
+        base = self.load_base()
         if self.method != "prune-lora" or not (self.prune_after or self.plan()[0].reconstruct != "none"):
-            return self.load_base()
-        base = self.load_start()
+            return base
         path = self.folder / "base"
-        if not first_says(path.exists()):
+        if first_says(path.exists()):
+            self._check_start(base, self.folder / "start")
+        else:
+            base = self.load_start()
             from pruning_adapter.surgery.reconstruct import reconstruct_
 
             pruned = replace(base, model=reconstruct_(base.model, self.plan()[0], self._scored_batches()))
@@ -117,6 +143,7 @@ class Run(Start):
             if step == "train" and self.method == "prune-lora":
                 check_plan_fits(self.load_start().model, self.plan()[0])
         if step == "plan":
+            self.check_one_round()
             self.decide()
         if step == "merge":
             self._load_adapted()
@@ -135,6 +162,19 @@ class Run(Start):
             # What ranks cost depends on which units stay.
             plan_from_settings(replace(self.settings, rank_budget=None), made_up, latency=self.latency)
 
+    def check_one_round(self) -> None:
+        """Refuse another plan where rounds before the last went by this one.
+
+        Raises:
+            PlanError: what to do instead.
+        """
+        if self.settings.rounds_taken > 1:
+            raise PlanError(
+                f"This run prunes in {self.settings.rounds_taken} rounds, each scored anew after what went before by "
+                "the run's own rule. Begin another run with the other rule; or one with --rounds 1, which can be "
+                "planned anew."
+            )
+
     def decide(self) -> tuple[PruningPlan, RankPlan]:
         """Both plans, from the scores; writes none."""
         return plan_from_settings(self.settings, self.measure(), latency=self.latency)
@@ -145,7 +185,7 @@ class Run(Start):
         Raises:
             PlanError: an unknown currency, or one whose cost was not counted.
         """
-        settings, scores = self.settings, self.measure()
+        settings, scores = self.settings, self.rounds[0].measure()
         return sweep_budgets(
             # All that was scored competes, unless it was said what may go.
             scores if settings.units is None else choose_units(settings, scores),
@@ -219,16 +259,21 @@ class Run(Start):
         # Also those of a run that was killed as soon as training.json was there.
         first_does(partial(shutil.rmtree, checkpoints, ignore_errors=True))
 
-    def _train_to_the_end(self, checkpoints: Path) -> None:
+    def load_to_train(self, checkpoints: Path) -> nn.Module:
+        """The model as it trains; where it trained before, with a checkpoint in `checkpoints` to go on from."""
         plan, ranks = self.plan() if self.method == "prune-lora" else (None, None)
         base = self.load_adapted_base()
         # Whatever was drawn before: a run that goes on draws less.
         set_seed(self.settings.seed)
         model = apply_method(base, self.method, self.recipe, plan=plan, ranks=ranks)
-        trainable = count_trainable(model)
         if plan is not None and self.prune_after and first_says(last_complete_checkpoint(checkpoints)) is None:
             # The others read it as it is loaded for training.
             first_does(partial(self._carry_start, model, plan, checkpoints))
+        return model
+
+    def _train_to_the_end(self, checkpoints: Path) -> None:
+        model = self.load_to_train(checkpoints)
+        trainable = count_trainable(model)
         history = self._train_(model, checkpoints)
         self._save_trained(model)
         content = {"kind": TRAINING, "trainable_parameters": trainable, "history": history}
@@ -287,7 +332,8 @@ class Run(Start):
         pruning = None
         if self.method == "prune-lora":
             shown = self.settings.normalization or "block"
-            pruning = describe_pruning(self.measure(), *self.plan(), normalization=shown, length=length)
+            # Only the first round scored all that is gone now.
+            pruning = describe_pruning(self.rounds[0].measure(), *self.plan(), normalization=shown, length=length)
         result = Result(
             task={
                 "name": self.data.name,
@@ -305,6 +351,7 @@ class Run(Start):
                 "precision": "bfloat16 autocast" if self.settings.bf16 else "float32",
                 "padding_free": self.settings.padding_free,
                 "prune_after": self.prune_after,
+                "rounds": self.settings.rounds_taken,
             },
             quality=quality,
             cost={
@@ -337,22 +384,32 @@ class Run(Start):
         stock = apply_method(self.load_base(), "lora", replace(self.recipe, adapter_dropout=None, lora_dropout=0.0))
         return self.ready_(stock)
 
-    def compare_training(self, model: nn.Module, *, batch: int, length: int, prune_after: float = 0) -> dict[str, Any]:
-        """Time and memory of a training step of `model` beside stock LoRA's; see `evaluation.cost.compare_training`.
+    def compare_training(self, model: nn.Module, *, batch: int, length: int) -> dict[str, Any]:
+        """Time and memory of a training step of `model` beside stock LoRA's; see `evaluation.cost.compare_training`."""
+        return compare_training(
+            self.ready_(model), self.load_stock(), batch=batch, length=length, bf16=self.settings.bf16
+        )
 
-        With `prune_after`, the dense model's steps before the pruning have their share in it.
-        """
+    def compare_training_in_parts(self, model: nn.Module, *, batch: int, length: int) -> dict[str, Any]:
+        """The same for the mean step of a training that ends with `model` and began with larger ones."""
+        models = [model]
+        if self.prune_after:
+            smaller = (self._load_sizes(*run.plan()) for run in self.rounds[:-1])
+            models = [self._adapt_whole(self.load_base()), *smaller, model]
+        ends = [*(run.prune_after for run in self.rounds if self.prune_after), 1.0]
+        return mix_training(
+            [
+                (end - begin, self.compare_training(each, batch=batch, length=length))
+                for begin, end, each in zip([0.0, *ends[:-1]], ends, models, strict=True)
+            ]
+        )
 
-        def beside_stock(each: nn.Module) -> dict[str, Any]:
-            return compare_training(
-                self.ready_(each), self.load_stock(), batch=batch, length=length, bf16=self.settings.bf16
-            )
-
-        measured = beside_stock(model)
-        if not prune_after:
-            return measured
-        before = beside_stock(self._adapt_whole(self.load_base()))
-        return mix_training([(prune_after, before), (1 - prune_after, measured)])
+    def _load_sizes(self, plan: PruningPlan, ranks: RankPlan) -> nn.Module:
+        """A model as large as that of an earlier round, which is gone: with other weights, which cost as much."""
+        base = self.load_base()
+        dense = identify(base.model)
+        plan, ranks = replace(plan, model=dense, reconstruct="none"), replace(ranks, model=dense)
+        return apply_method(base, "prune-lora", self.recipe, plan=plan, ranks=ranks)
 
     def _compare_training(self, batch: int, length: int) -> dict[str, Any]:
         model = self._load_adapted(trainable=True)
@@ -360,7 +417,7 @@ class Run(Start):
             set_dropout_(model, self.recipe.adapter_dropout)
         # In parts as small as those that training computes.
         part = max(1, batch // self.settings.accumulate)
-        return self.compare_training(model, batch=part, length=length, prune_after=self.prune_after)
+        return self.compare_training_in_parts(model, batch=part, length=length)
 
     def _load_adapted(self, *, trainable: bool = False) -> nn.Module:
         return self._attach(self.load_adapted_base().model, self.folder / "adapter", trainable=trainable)

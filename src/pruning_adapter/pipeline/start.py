@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import nn
 from transformers import set_seed
 
 from pruning_adapter.architectures.identity import dense_parameters, identify
 from pruning_adapter.architectures.shapes import SiteShape
-from pruning_adapter.checkpoint.merged import merge, save_pruned
+from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
 from pruning_adapter.errors import CheckpointError, PruningAdapterError
 from pruning_adapter.pipeline.inputs import Inputs, device
+from pruning_adapter.pipeline.rounds import start_rank
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.rank_plan import TARGETS
 from pruning_adapter.processes import first_does, first_says
-from pruning_adapter.storage import read_json, replace_folder, write_json
+from pruning_adapter.storage import read_json, remove, replace_folder, write_json
 from pruning_adapter.surgery.prune import forget_pruning_
 from pruning_adapter.training.attention import choose_attention_
 from pruning_adapter.training.base_model import BaseModel, load_base
@@ -40,11 +41,35 @@ CHECKPOINT = "checkpoint"
 """In start/: what is needed to go on from there."""
 
 
+class Round(Protocol):
+    """A round in which units went, as the next one sees it."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    def load_adapted_base(self) -> BaseModel:
+        """What is left, corrected, without what is left of the adapter."""
+        ...
+
+    def load_to_train(self, checkpoints: Path) -> nn.Module:
+        """That with LoRA, to train on in `checkpoints` from where the training stood."""
+        ...
+
+    def forget_start(self) -> None:
+        """Remove what only led there."""
+        ...
+
+
 class Start(Inputs):
     """A run up to the model that is scored and pruned; writes start/."""
 
+    @property
+    def earlier(self) -> "Round | None":
+        """The round before, where units go in several."""
+        return None
+
     def load_start(self) -> BaseModel:
-        """What is scored and pruned: the dense base, after the first share of the training where there is one.
+        """What is scored and pruned: the dense base, or where units go later, what training has made of it by then.
 
         That is written to start/, once.
         """
@@ -58,16 +83,33 @@ class Start(Inputs):
         else:
             self._check_start(base, path)
         # Also those of a run that was killed as soon as start/ was there.
-        first_does(partial(shutil.rmtree, checkpoints, ignore_errors=True))
-        # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
-        started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed)
+        first_does(partial(self._tidy, checkpoints))
+        if self.earlier is not None:
+            started = load_pruned(path)
+        else:
+            # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
+            started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed).model
         # It is still that model to those who read what is saved.
-        model, whole = cast(Any, started.model), cast(Any, base.model)
+        model, whole = cast(Any, started), cast(Any, base.model)
         model.name_or_path, model.config.name_or_path = whole.name_or_path, whole.config.name_or_path
         model.config._commit_hash = getattr(whole.config, "_commit_hash", None)
-        return replace(base, model=started.model.to(device()))
+        return replace(base, model=started.to(device()))
+
+    def _tidy(self, checkpoints: Path) -> None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        if self.earlier is not None:
+            self.earlier.forget_start()
+
+    def forget_start(self) -> None:
+        """Remove what only led to this round's base, once a later round has gone on from there."""
+        remove(self.folder / "start")
+        if self.earlier is not None:
+            remove(self.earlier.folder / "base")
 
     def _check_start(self, base: BaseModel, path: Path) -> None:
+        if not path.exists():
+            # Of an earlier round that led on.
+            return
         began = read_json(path / "training.json", kind=TRAINING).get("base")
         if began != identify(base.model).fingerprint:
             raise CheckpointError(
@@ -76,19 +118,25 @@ class Start(Inputs):
             )
 
     def _train_start(self, base: BaseModel, path: Path, checkpoints: Path) -> None:
-        _LOGGER.info("the dense model trains for %.0f %% of the steps, then units go", 100 * self.prune_after)
+        what = "dense model" if self.earlier is None else "pruned model"
+        _LOGGER.info("the %s trains until %.0f %% of the steps, then units go", what, 100 * self.prune_after)
         stopped = first_says(last_complete_checkpoint(checkpoints))
         if stopped is None or not (stopped / MOMENTS).exists():
-            # As LoRA on a model that stays dense begins.
-            set_seed(self.settings.seed)
-            self._train_(self._adapt_whole(base), checkpoints, stop_after=self.prune_after)
+            if self.earlier is not None:
+                model = self.earlier.load_to_train(checkpoints)
+            else:
+                # As LoRA on a model that stays dense begins.
+                set_seed(self.settings.seed)
+                model = self._adapt_whole(base)
+            self._train_(model, checkpoints, stop_after=self.prune_after)
             stopped = first_says(cast(Path, last_complete_checkpoint(checkpoints)))
         first_does(partial(self._write_start, base, path, stopped))
 
     def _write_start(self, base: BaseModel, path: Path, stopped: Path) -> None:
         # Merged in full precision, whatever it was trained in.
-        merged = merge(self._attach(self.load_base().model, stopped))
-        forget_pruning_(merged)
+        merged = merge(self._attach(self._load_under_start(), stopped))
+        if self.earlier is None:
+            forget_pruning_(merged)
         with replace_folder(path) as aside:
             save_pruned(merged, aside, tokenizer=self.tokenizer)
             (aside / CHECKPOINT).mkdir()
@@ -100,7 +148,7 @@ class Start(Inputs):
     def _adapt_whole(self, base: BaseModel) -> nn.Module:
         """LoRA on the dense model, of the lowest rank that the plan of ranks will give: ranks only grow."""
         identity, settings = identify(base.model), self.settings
-        rank = self.recipe.lora_rank if settings.rank_budget is not None else settings.low_rank or settings.high_rank
+        rank = start_rank(settings)
         whole = PruningPlan.from_pruned_heads(identity, {}, dense_parameters=dense_parameters(base.model))
         roles = TARGETS[settings.target]
         ranks = RankPlan(
@@ -114,14 +162,18 @@ class Start(Inputs):
         return apply_method(base, "prune-lora", self.recipe, plan=whole, ranks=ranks)
 
     def _load_start_adapted(self) -> nn.Module:
-        return self._attach(self.load_base().model, self.folder / "start" / CHECKPOINT)
+        return self._attach(self._load_under_start(), self.folder / "start" / CHECKPOINT)
+
+    def _load_under_start(self) -> nn.Module:
+        """What LoRA trained on until the start: the dense base, or what the round before left."""
+        return self.load_base().model if self.earlier is None else self.earlier.load_adapted_base().model
 
     def _train_(self, model: nn.Module, checkpoints: Path, *, stop_after: float = 1.0) -> list[dict[str, float]]:
         """Train, to the end or for a share of the steps; a training that was interrupted goes on."""
         self.ready_(model)
         if self.settings.padding_free:
             leave_out_padding_(model)
-        with tracked_in(self.folder / "logs"):
+        with tracked_in(self.logs):
             return train_(
                 model,
                 folder=checkpoints,

@@ -45,7 +45,8 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
         model = apply_method(
             run.load_adapted_base() if pruned else run.load_base(), method, run.recipe, plan=plan, ranks=ranks
         )
-        measured = run.compare_training(model, batch=BATCH, length=length, prune_after=run.prune_after if pruned else 0)
+        compare = run.compare_training_in_parts if pruned else run.compare_training
+        measured = compare(model, batch=BATCH, length=length)
         return {"trainable": count_trainable(model), **measured}
 
     full, lora, pruned = (beside_stock(method) for method in METHODS)

@@ -159,11 +159,8 @@ def _run_cell(folder: Path, cell: Cell, base: Settings, work: Path) -> Done:
 
     began = time.monotonic()
     run = Run(cell.settings(base), work)
-    shared = _shared_start(folder, run.settings) if run.prune_after else None
-    if shared is not None and shared.exists() and not (work / "start").exists():
-        # Another process may be done with it just now; then this one trains it.
-        with suppress(OSError, OutputError), replace_folder(work / "start") as aside:
-            shutil.copytree(shared, aside, dirs_exist_ok=True)
+    if run.prune_after:
+        _share_start(folder, run)
     run.train()
     # Cost is measured side by side, not with other cells in between.
     result = run.evaluate(compare=False)
@@ -176,18 +173,26 @@ def _run_cell(folder: Path, cell: Cell, base: Settings, work: Path) -> Done:
         seconds=time.monotonic() - began,
     )
     write_json(_file(folder, cell), {"kind": KIND, **asdict(done)})
-    if shared is not None and not shared.exists():
-        # Another call of this grid may be tidying up.
-        with suppress(OSError, OutputError), replace_folder(shared) as aside:
-            shutil.copytree(work / "start", aside, dirs_exist_ok=True)
     shutil.rmtree(work)
     return done
 
 
-def _shared_start(folder: Path, settings: Settings) -> Path:
-    """Where cells that begin alike keep the dense model that they prune."""
-    alike = json.dumps(settings.of_start(), sort_keys=True)
-    return folder / "work" / "starts" / hashlib.sha256(alike.encode()).hexdigest()[:16]
+def _share_start(folder: Path, run: Any) -> None:
+    """Train what the first round prunes, or take it from a cell that began alike."""
+    first = run.rounds[0]
+    alike = json.dumps(first.settings.of_start(), sort_keys=True)
+    shared = folder / "work" / "starts" / hashlib.sha256(alike.encode()).hexdigest()[:16]
+    if (first.folder / "base").exists():
+        # It led on from there already.
+        return
+    if shared.exists() and not (first.folder / "start").exists():
+        # Another call of this grid may be tidying up; then this one trains it.
+        with suppress(OSError, OutputError), replace_folder(first.folder / "start") as aside:
+            shutil.copytree(shared, aside, dirs_exist_ok=True)
+    first.load_start()
+    if not shared.exists():
+        with suppress(OSError, OutputError), replace_folder(shared) as aside:
+            shutil.copytree(first.folder / "start", aside, dirs_exist_ok=True)
 
 
 def _expected(cell: Cell, times: Sequence[tuple[Cell, float]]) -> float:

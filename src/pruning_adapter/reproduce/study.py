@@ -26,7 +26,7 @@ from pruning_adapter.reproduce.tables import (
     step_table,
     time_to_accuracy_table,
 )
-from pruning_adapter.settings import Settings
+from pruning_adapter.settings import KEEP_RATIO, Settings
 
 __all__ = ["begin_study", "measure_beside", "write_study"]
 
@@ -110,7 +110,7 @@ def _facts(done: Sequence[Done], cells: Sequence[Cell], base: Settings, *, besid
         facts.append(f"Not finished: {len(done)} of {len(cells)} cells are done. The command above goes on.")
     elif not beside:
         facts.append("Not finished: cost and importance maps are not measured of all tasks. The command above goes on.")
-    kept = base.keep_ratio if base.keep_ratio is not None else 0.7
+    kept = base.keep_ratio if base.keep_ratio is not None else KEEP_RATIO
     what = f"at most {base.train_rows:,} training rows" if base.train_rows else "all training rows"
     facts.append(f"{what}, {kept:.0%} of the heads kept, importance from at most {base.examples} examples")
     if not done:

@@ -92,7 +92,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
+    level, depth = [[value]], -1
     while level:
         depth += 1
         if depth > MAX_DEPTH:

@@ -1,4 +1,4 @@
-"""Files from anywhere, read within bounds: ordinary files only, JSON of bounded size and depth, safetensors' headers."""
+"""Files from anywhere, read within bounds: ordinary ones, JSON of bounded size and depth, headers of safetensors."""
 
 import errno
 import json
@@ -61,8 +61,8 @@ def read_object(path: str | Path, what: str, *, constants: bool = True) -> dict[
         with source.open("rb") as file:
             content = file.read(MAX_JSON_BYTES)
         # Some editors mark UTF-8 with a byte order mark, and these files are edited by people.
-        refuse = {} if constants else {"parse_constant": _refuse_constant}
-        value: Any = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object, **refuse)
+        text, refuse = content.decode("utf-8-sig"), None if constants else _refuse_constant
+        value: Any = json.loads(text, object_pairs_hook=_object, parse_constant=refuse)
         _check_depth(value)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(

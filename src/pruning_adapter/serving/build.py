@@ -36,9 +36,21 @@ def prepare(pack: TaskPack, base: nn.Module, identity: ModelIdentity) -> TaskPac
     note_in_config(model, identity, pack.plan.kept, macs=pack.plan.macs, reconstructed="none")
     config = cast(Any, model).config
     noted = {name: getattr(config, name) for name in (CONFIG_FIELD, "pruned_heads") if hasattr(config, name)}
-    # Exactly what saving this very model would write.
-    adapted = cast(Any, _attach(pack, model, allocate=True))
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    _check_tensors(pack, _saved(_attach(pack, _pruned(pack, base, identity))), base)
+    # Once more, in the types that PEFT gives them: without room it gives none.
+    wanted = _saved(_attach(pack, model, allocate=True))
+    device = next(base.parameters()).device
+    # In the type that PEFT would load them in.
+    tensors = {name: tensor.to(device, wanted[name].dtype) for name, tensor in pack.tensors.items()}
+    return replace(pack, noted=noted, tensors=tensors)
+
+
+def _saved(adapted: nn.Module) -> Mapping[str, Tensor]:
+    """Exactly what saving this very model would write."""
+    return get_peft_model_state_dict(cast(Any, adapted), save_embedding_layers=False)
+
+
+def _check_tensors(pack: TaskPack, wanted: Mapping[str, Tensor], base: nn.Module) -> None:
     missing, strange = sorted(wanted.keys() - pack.tensors.keys()), sorted(pack.tensors.keys() - wanted.keys())
     strange += [name for name in wanted.keys() - {*missing} if wanted[name].shape != pack.tensors[name].shape]
     if missing or strange:
@@ -47,10 +59,6 @@ def prepare(pack: TaskPack, base: nn.Module, identity: ModelIdentity) -> TaskPac
             f"The adapter {pack.folder} {what} ({len(missing) + len(strange)} in all): it is damaged, or belongs to "
             f"another kind of model than {type(base).__name__}."
         )
-    device = next(base.parameters()).device
-    # In the type that PEFT would load them in.
-    tensors = {name: tensor.to(device, wanted[name].dtype) for name, tensor in pack.tensors.items()}
-    return replace(pack, noted=noted, tensors=tensors)
 
 
 @torch.no_grad()
@@ -150,7 +158,8 @@ def _make_room_for_head_(model: nn.Module, pack: TaskPack) -> None:
             continue
         if old.shape == tensor.shape:
             continue
-        if not isinstance(linear, nn.Linear) or old.shape[1:] != tensor.shape[1:]:
+        same = tensor.dim() == old.dim() and old.shape[1:] == tensor.shape[1:]
+        if not isinstance(linear, nn.Linear) or not same or (grown and len(tensor) != count):
             raise AdapterError(
                 f"The adapter {pack.folder} holds {name} as {_size(tensor)}, and this {type(model).__name__} has "
                 f"{_size(old)}. Give a base of the class that the adapter was trained on."

@@ -99,7 +99,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
             see `pruning_adapter.surgery.fuse_`.
         kwargs: handed to `from_pretrained`, such as `dtype`, `device_map`, `quantization_config`; for hub ids also
             `revision` (a branch, a tag, or better a commit), `subfolder`, `token`, `cache_dir`, `local_files_only`.
-            Code beside the model is run only if `trust_remote_code=True` is among them.
+            Code beside the model is run only if `trust_remote_code` is among them, and true.
 
     Raises:
         CheckpointError: not such a folder, damaged, or incomplete; no such repository or revision, none that this
@@ -109,7 +109,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     import transformers
 
     location, inside = str(path), str(kwargs.get("subfolder") or "")
-    if Path(location).is_dir() and not (Path(location) / inside / "config.json").is_file():
+    if Path(location).is_dir() and not (Path(location) / inside / "config.json").exists():
         raise CheckpointError(f"{Path(location) / inside} has no config.json: it holds no model saved by save_pruned.")
     source = find_model(path, **{name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs})
     folder = source.folder / inside
@@ -146,7 +146,8 @@ def find_class(config: Any, location: str) -> type[Any]:
     """The model class that a config names: of Transformers, or the user's own, which must have been imported."""
     import transformers
 
-    name = str((getattr(config, "architectures", None) or [None])[0])
+    named: Any = getattr(config, "architectures", None)
+    name = str(named[0] if isinstance(named, list) and named else None)
     stock: object = getattr(transformers, name, None)
     waiting: list[type[Any]] = [stock] if isinstance(stock, type) else [transformers.PreTrainedModel]
     for candidate in waiting:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pruning_adapter.checkpoint.shards import WHOLE, read_index
+from pruning_adapter.checkpoint.shards import INDEX, WHOLE, read_index
 from pruning_adapter.errors import CheckpointError
 from pruning_adapter.reading import check_ordinary, read_object, read_shapes
 
@@ -75,6 +75,8 @@ def build_empty(make: Callable[[], Any], folder: Path) -> nn.Module:
             weights.
     """
     files = {*read_index(folder).values()} or {folder / WHOLE}
+    if files == {folder / WHOLE} and not (folder / WHOLE).is_file():
+        raise CheckpointError(f"{folder} has neither {WHOLE} nor {INDEX}. Save the model in safetensors.")
     tensors = sum(len(read_shapes(file)) for file in files)
     try:
         with torch.device("meta"), _AtMost(CALLS[0] + CALLS[1] * tensors):

@@ -151,8 +151,6 @@ class _Source:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{folder} is damaged: {error}") from error
-        if not self._file_of:
-            raise CheckpointError(f"{folder} has neither {WHOLE} nor {INDEX}. Save the model in safetensors.")
         by_file = sorted(self._file_of, key=lambda key: (str(self._file_of[key]), key))
         self._key_of = dict(zip(_todays_names(model, by_file), by_file, strict=True))
 

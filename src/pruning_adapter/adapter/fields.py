@@ -59,6 +59,10 @@ RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "modules_to_save": (_are_names, "a list of names"),
     "target_parameters": (_are_names, "a list of names"),
     "label_names": (_are_names, "a list of names"),
+    "alora_invocation_tokens": (
+        lambda value: not isinstance(value, Mapping) and _are_tokens(value),
+        "a list of token numbers",
+    ),
     "trainable_token_indices": (_are_tokens, "a list of token numbers, or such lists by the name of their module"),
     **dict.fromkeys(
         ("base_fingerprint", "problem_type", "base_model_name_or_path", "revision"), (_is_text, "text, or left out")

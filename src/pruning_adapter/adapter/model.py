@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
 
+import torch
 from peft import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -74,7 +75,7 @@ class PruneLoraModel(LoraModel):
             )
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-        except PruningAdapterError:
+        except (PruningAdapterError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # PEFT believes what a config says, and fails wherever it cannot be
             first = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,8 @@
 """A task's model out of the base and the task's pack. What is neither cut nor trained stays where it lies."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from pruning_adapter.adapter.model import already_fits
 from pruning_adapter.architectures.identity import CONFIG_FIELD
 from pruning_adapter.architectures.shapes import ModelIdentity
 from pruning_adapter.architectures.sites import find_all_sites
-from pruning_adapter.errors import AdapterError, CheckpointError
+from pruning_adapter.errors import AdapterError, CheckpointError, PruningAdapterError
 from pruning_adapter.serving.pack import PREFIX, TaskPack
 from pruning_adapter.surgery.prune import cut_sites_, note_in_config
 
@@ -32,6 +33,11 @@ def prepare(pack: TaskPack, base: nn.Module, identity: ModelIdentity) -> TaskPac
         CheckpointError: the pack lacks weights, or holds some that nobody reads.
         AdapterError: the pack's task head does not fit this class of model.
     """
+    with _blamed_on(pack):
+        return _prepare(pack, base, identity)
+
+
+def _prepare(pack: TaskPack, base: nn.Module, identity: ModelIdentity) -> TaskPack:
     model = _pruned(pack, base, identity)
     note_in_config(model, identity, pack.plan.kept, macs=pack.plan.macs, reconstructed="none")
     config = cast(Any, model).config
@@ -73,7 +79,15 @@ def build(pack: TaskPack, base: nn.Module, identity: ModelIdentity, *, merge: bo
         base: see `prepare`.
         identity: see `prepare`.
         merge: add LoRA to the weights; otherwise it stays beside them, and the model is PEFT's.
+
+    Raises:
+        AdapterError: its config asks for what PEFT cannot do, such as a merge of some kinds of LoRA.
     """
+    with _blamed_on(pack):
+        return _build(pack, base, identity, merge=merge)
+
+
+def _build(pack: TaskPack, base: nn.Module, identity: ModelIdentity, *, merge: bool) -> nn.Module:
     model = _pruned(pack, base, identity)
     config = cast(Any, model).config
     for name, value in cast("Mapping[str, Any]", pack.noted).items():
@@ -90,6 +104,18 @@ def build(pack: TaskPack, base: nn.Module, identity: ModelIdentity, *, merge: bo
         _own_adapted_weights_(adapted, base)
         adapted = adapted.merge_and_unload()
     return cast(nn.Module, adapted).requires_grad_(False).eval()
+
+
+@contextmanager
+def _blamed_on(pack: TaskPack) -> Generator[None]:
+    """PEFT believes what a config says, and fails wherever it cannot be."""
+    try:
+        yield
+    except (PruningAdapterError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AdapterError(f"PEFT cannot make a model of the adapter {pack.folder}: {first}") from error
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -146,6 +172,7 @@ def _make_room_for_head_(model: nn.Module, pack: TaskPack) -> None:
     trunk, config = f"{cast(Any, model).base_model_prefix}.", cast(Any, model).config
     names = [name.removeprefix(PREFIX) for name in pack.tensors if "lora_" not in name]
     head = [name for name in names if not name.startswith(trunk)]
+    sized = {name for name, tensor in pack.tensors.items() if tensor.dim()}
     count, grown = getattr(config, "num_labels", 0), False
     for name in head:
         path, _, leaf = name.rpartition(".")
@@ -158,8 +185,9 @@ def _make_room_for_head_(model: nn.Module, pack: TaskPack) -> None:
             continue
         if old.shape == tensor.shape:
             continue
-        same = tensor.dim() == old.dim() and old.shape[1:] == tensor.shape[1:]
-        if not isinstance(linear, nn.Linear) or not same or (grown and len(tensor) != count):
+        same = tensor.dim() == old.dim() and old.shape[1:] == tensor.shape[1:] and tensor.numel() > 0
+        rows = {len(pack.tensors[each]) for each in (f"{PREFIX}{path}.weight", f"{PREFIX}{path}.bias") if each in sized}
+        if not isinstance(linear, nn.Linear) or not same or len(rows) > 1:
             raise AdapterError(
                 f"The adapter {pack.folder} holds {name} as {_size(tensor)}, and this {type(model).__name__} has "
                 f"{_size(old)}. Give a base of the class that the adapter was trained on."

@@ -18,7 +18,7 @@ def check_fields(config: Any) -> None:
     for name, (fits, wanted) in RULES.items():
         # Older releases of PEFT lack some.
         if hasattr(config, name) and not fits(getattr(config, name)):
-            raise AdapterError(f"{name} is {getattr(config, name)!r}; it must be {wanted}.")
+            raise AdapterError(f"{name} is {getattr(config, name)!r}; {wanted}.")
     if getattr(config, "megatron_config", None) is not None:
         raise AdapterError(
             "megatron_config is set, by which PEFT imports Megatron; its layers are not pruned here. Leave it out."
@@ -51,21 +51,28 @@ FLAGS = (
     *("fan_in_fan_out", "ensure_weight_tying"),
 )
 RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "r": (lambda value: type(value) is int and value >= 1, "the rank of LoRA, a whole number from 1"),
-    "lora_alpha": (lambda value: _is_number(value) and math.isfinite(value), "a number"),
-    "lora_dropout": (lambda value: _is_number(value) and 0 <= value <= 1, "a share between 0 and 1"),
-    "bias": (lambda value: value in ("none", "all", "lora_only"), '"none", "all" or "lora_only"'),
-    "init_lora_weights": (lambda value: value is None or isinstance(value, bool | str), "true, false or a name"),
-    "modules_to_save": (_are_names, "a list of names"),
-    "target_parameters": (_are_names, "a list of names"),
-    "label_names": (_are_names, "a list of names"),
+    "r": (lambda value: type(value) is int and value >= 1, "the rank of LoRA is a whole number from 1"),
+    "lora_alpha": (lambda value: _is_number(value) and math.isfinite(value), "it must be a number"),
+    "lora_dropout": (lambda value: _is_number(value) and 0 <= value <= 1, "it must be a share between 0 and 1"),
+    "bias": (lambda value: value in ("none", "all", "lora_only"), 'it must be "none", "all" or "lora_only"'),
+    "init_lora_weights": (
+        lambda value: value is None or isinstance(value, bool | str),
+        "it must be true, false or a name",
+    ),
+    "modules_to_save": (_are_names, "it must be a list of names"),
+    "target_parameters": (_are_names, "it must be a list of names"),
+    "label_names": (_are_names, "it must be a list of names"),
     "alora_invocation_tokens": (
         lambda value: not isinstance(value, Mapping) and _are_tokens(value),
-        "a list of token numbers",
+        "it must be a list of token numbers",
     ),
-    "trainable_token_indices": (_are_tokens, "a list of token numbers, or such lists by the name of their module"),
+    "trainable_token_indices": (
+        _are_tokens,
+        "it must be a list of token numbers, or such lists by the name of their module",
+    ),
     **dict.fromkeys(
-        ("base_fingerprint", "problem_type", "base_model_name_or_path", "revision"), (_is_text, "text, or left out")
+        ("base_fingerprint", "problem_type", "base_model_name_or_path", "revision"),
+        (_is_text, "it must be text, or left out"),
     ),
-    **dict.fromkeys(FLAGS, (lambda value: isinstance(value, bool), "true or false")),
+    **dict.fromkeys(FLAGS, (lambda value: isinstance(value, bool), "it must be true or false")),
 }

@@ -20,6 +20,8 @@ HOSTILE: list[Any] = [
 def damage_json(draw: st.DrawFn, text: str) -> str:
     """The same JSON with one to three places replaced, taken out, doubled, or wrapped."""
     value = json.loads(text)
+    # Twice the deeper one is more than can be written.
+    depths = [3, 900]
     for _ in range(draw(st.integers(1, 3))):
         holder, key = _draw_place(draw, value)
         what = draw(st.sampled_from(["replace", "replace", "remove", "double", "wrap", "deepen"]))
@@ -33,7 +35,9 @@ def damage_json(draw: st.DrawFn, text: str) -> str:
             holder[key] = [holder[key]]
         else:
             deep: Any = holder[key]
-            for _ in range(draw(st.sampled_from([3, 900]))):
+            depth = draw(st.sampled_from(depths))
+            depths = depths[:1] if depth > 3 else depths
+            for _ in range(depth):
                 deep = [deep]
             holder[key] = deep
         if not value:

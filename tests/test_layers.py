@@ -14,6 +14,7 @@ SOURCE = Path(pruning_adapter.__file__).parent
 # A package may import those to its left, and itself.
 ORDER = (
     ("errors",),
+    ("reading",),
     ("environment", "processes", "storage"),
     ("architectures",),
     ("costs",),

@@ -380,3 +380,11 @@ def test_what_a_run_lacks_is_said_before_the_hub_is_asked(run: Path, tmp_path: P
         push_run(run, "somebody/small", card=tmp_path / "own.md")
     with pytest.raises(OutputError, match="Cannot push to 'somebody/small' offline"):
         push_run(run, "somebody/small")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000, '{"a": 1, "a": 2}', "[]"])
+def test_a_damaged_config_is_said_before_the_hub_is_asked(run: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "merged" / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        push_run(tmp_path / "run", "somebody/small")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning_adapter import storage
+from pruning_adapter import reading, storage
 from pruning_adapter.errors import CheckpointError, OutputError
 from pruning_adapter.storage import read_json, replace_file, replace_folder, write_json, write_text
 
@@ -403,8 +403,8 @@ def test_a_file_that_an_editor_marked_as_utf8_is_read(tmp_path: Path) -> None:
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file.json"
     with path.open("wb") as file:
-        file.truncate(storage.MAX_JSON_BYTES + 1)
-    monkeypatch.setattr(Path, "read_text", fail(errno.EIO))
+        file.truncate(reading.MAX_JSON_BYTES + 1)
+    monkeypatch.setattr(Path, "open", fail(errno.EIO))
     with pytest.raises(CheckpointError, match=r"is larger than 67108864 bytes: this is not a made-up kind file"):
         read_json(path, kind=KIND)
 
@@ -414,3 +414,31 @@ def test_a_file_that_is_not_there_or_is_a_folder_is_named(tmp_path: Path) -> Non
         read_json(tmp_path / "none.json", kind=KIND)
     with pytest.raises(CheckpointError, match=r"Cannot read the made-up kind .*: Is a directory"):
         read_json(tmp_path, kind=KIND)
+
+
+@pytest.mark.parametrize("link", ["/dev/zero", "/dev/full"])
+def test_a_link_to_a_device_is_refused_unread(tmp_path: Path, link: str) -> None:
+    (tmp_path / "file.json").symlink_to(link)
+    with pytest.raises(CheckpointError, match=r"file\.json is no ordinary file, nor a link to one"):
+        read_json(tmp_path / "file.json", kind=KIND)
+
+
+def test_a_pipe_is_refused_unread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "file.json")
+    with pytest.raises(CheckpointError, match=r"file\.json is no ordinary file"):
+        read_json(tmp_path / "file.json", kind=KIND)
+
+
+def test_a_link_to_a_file_is_read(tmp_path: Path) -> None:
+    """The cache of the Hub consists of such."""
+    write_json(tmp_path / "blob", {"kind": KIND})
+    (tmp_path / "file.json").symlink_to(tmp_path / "blob")
+    assert read_json(tmp_path / "file.json", kind=KIND) == {"kind": KIND}
+
+
+@pytest.mark.parametrize("depth", [101, 900])
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path, depth: int) -> None:
+    """Deeper than those who copy it and write it again can go, though it is read."""
+    (tmp_path / "file.json").write_text(f'{{"kind": "{KIND}", "a": {"[" * depth}{"]" * depth}}}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match="nested more than 100 times"):
+        read_json(tmp_path / "file.json", kind=KIND)

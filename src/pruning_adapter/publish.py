@@ -11,6 +11,7 @@ from typing import Any, cast
 from pruning_adapter.architectures.shapes import public_name
 from pruning_adapter.errors import CheckpointError, OutputError
 from pruning_adapter.evaluation.result import Result
+from pruning_adapter.reading import read_object
 from pruning_adapter.reporting.card import CARD, PICTURE, write_card
 from pruning_adapter.reporting.card_text import Kind
 from pruning_adapter.run_folder import check_needs
@@ -89,17 +90,10 @@ def _collect(source: Path, made: Path) -> dict[str, Path]:
     files = {file.name: file for pattern in FILES for file in sorted(source.glob(pattern)) if file.is_file()}
     for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
         if name in files:
-            content = _read(files[name])
+            content = read_object(files[name], "config")
             (made / name).write_text(json.dumps(_without_paths(content), indent=2) + "\n", encoding="utf-8")
             files[name] = made / name
     return files
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _without_paths(value: Any, *, of_model: bool = False) -> Any:
@@ -121,7 +115,7 @@ def _without_paths(value: Any, *, of_model: bool = False) -> Any:
 def _say_base(config: Path, result: Result) -> None:
     """Name the model that the adapter came from: the folder it was trained beside is nowhere but here."""
     content = {
-        **_read(config),
+        **read_object(config, "config"),
         "base_model_name_or_path": public_name(str(result.model.get("id", ""))),
         "revision": result.model.get("revision"),
     }

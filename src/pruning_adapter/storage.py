@@ -6,20 +6,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any
 
 from safetensors import SafetensorError
 
 from pruning_adapter.errors import CheckpointError, OutputError
+from pruning_adapter.reading import read_object
 
 __all__ = ["read_json", "remove", "remove_leftovers", "replace_file", "replace_folder", "write_json", "write_text"]
-
-# Plans, scores and results are a few kilobytes; a file far beyond that is not one of ours.
-MAX_JSON_BYTES = 64 * 2**20
 
 # What `tempfile` puts behind a name, once more for what is written aside within what is, and what follows it here.
 _ASIDE = re.compile(r"\.+(?P<name>.+?)(?:\.[a-z0-9_]{8})+(?P<end>\.[a-z]+)?")
@@ -163,41 +160,13 @@ def read_json(path: str | Path, *, kind: str) -> dict[str, Any]:
     """Read the JSON object in `path`, which the caller expects to be a `kind` (named in the file's field "kind").
 
     Raises:
-        CheckpointError: no such file, not JSON, cut short, or another kind of file.
+        CheckpointError: see `read_object`; or another kind of file.
     """
-    source = Path(path)
-    try:
-        if source.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{source} is larger than {MAX_JSON_BYTES} bytes: this is not a {kind} file.")
-        # Some editors mark UTF-8 with a byte order mark, and these files are edited by people.
-        text = source.read_text(encoding="utf-8-sig")
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{source} is not readable as a {kind} ({error}): it is damaged or cut short. Make it again."
-        ) from error
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"Cannot read the {kind} {source}: {error.strerror or error}.") from error
-    content = cast("dict[str, Any]", value) if isinstance(value, dict) else {"kind": type(value).__name__}
+    content = read_object(path, kind, constants=False)
     if content.get("kind") != kind:
         found = content.get("kind")
-        raise CheckpointError(f"{source} holds {found!r} where a {kind!r} was expected. Was another file meant?")
+        raise CheckpointError(f"{path} holds {found!r} where a {kind!r} was expected. Was another file meant?")
     return content
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON leaves open which of two equal keys counts; whoever reads the file might see the other."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
-    return found
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _flush(path: Path) -> None:

@@ -40,3 +40,11 @@ def test_without_a_card_nothing_is_made_up(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"\xff\xfe no text")
     (tmp_path / "config.json").write_text("[1", encoding="utf-8")
     assert read_terms(tmp_path) == {}
+
+
+@pytest.mark.parametrize("depth", [200, 100_000])
+def test_a_config_that_is_nested_without_end_says_nothing(tmp_path: Path, depth: int) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"license": "mit", "a": ' + "[" * depth + "]" * depth + "}", encoding="utf-8"
+    )
+    assert read_terms(tmp_path) == {}

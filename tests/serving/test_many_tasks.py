@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 import pruning_adapter as pa
 from conformance import PEFT_TASKS, logits, make_case, make_plan
@@ -499,3 +502,30 @@ def test_a_base_from_a_folder_leaves_the_callers_random_numbers_alone(encoder: P
     tasks = pa.PrunedTasks(encoder, packs)
     tasks.model("size")
     assert torch.equal(torch.rand(3), expected)
+
+
+# Long texts
+
+
+def words_only(**options: Any) -> Any:
+    """A tokenizer of words that puts nothing around them."""
+    words = Tokenizer(WordLevel({"<unk>": 0, "<pad>": 1, "a": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()  # type: ignore[misc]
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"model_max_length": 512}], ids=["says nothing", "says too much"])
+def test_long_texts_are_cut_off_where_the_models_positions_end(tmp_path: Path, options: dict[str, Any]) -> None:
+    """RoBERTa's positions begin behind the padding's: of 20 there are 18 for tokens."""
+    changes: dict[str, Any] = {"max_position_embeddings": 20, "pad_token_id": 1, "dtype": torch.float32}
+    base = make_model("roberta", **changes)
+    plan = make_plan(base, {0: [1]})
+    folder = save_pack(tmp_path / "pack", make_model("roberta", **changes), plan, task_type="SEQ_CLS")
+    tasks = pa.PrunedTasks(base, {"task": folder}, tokenizer=words_only(**options))
+    long, cut = "a " * 100, "a " * 18
+    found = tasks.predict("task", [long, cut, "a " * 17]).logits
+    np.testing.assert_array_equal(found[0], found[1])
+    assert np.abs(found[1] - found[2]).max() > 1e-6
+    np.testing.assert_allclose(tasks.predict("task", [cut], max_length=18).logits[0], found[1], rtol=1e-5)
+    with pytest.raises(DataError, match="max_length 19 is more than the 18 tokens this model reads"):
+        tasks.predict("task", [long], max_length=19)

@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertTokenizer
 
 from pruning_adapter.errors import TrainingError
-from pruning_adapter.training.faults import LossWatch, check_features, number_features
+from pruning_adapter.training.faults import LossWatch, check_features, count_positions, number_features
 from pruning_adapter.training.recipes import RECIPES
 from pruning_adapter.training.trainer import last_complete_checkpoint, train_
-from tiny import make_model
+from tiny import FAMILIES, make_model
 
 GOOD: dict[str, Any] = {"input_ids": [4, 5, 6], "attention_mask": [1, 1, 1], "labels": 1}
 
@@ -136,3 +136,24 @@ def test_a_loss_that_explodes_later_keeps_the_checkpoint_before(tmp_path: Path) 
     kept = last_complete_checkpoint(tmp_path / "checkpoints")
     assert kept is not None
     assert kept.name == "checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    "family", [name for name, tiny in FAMILIES.items() if tiny.task in ("classification", "causal")]
+)
+def test_a_family_reads_as_many_tokens_as_were_counted_and_no_more(family: str) -> None:
+    model: Any = make_model(family, vocab_size=50)
+    count = count_positions(model)
+    model(input_ids=torch.full((1, count or 200), 4))
+    if count is not None:
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, count + 1), 4))
+
+
+def test_an_encoder_decoder_reads_as_many_tokens_as_were_counted_and_no_more() -> None:
+    model: Any = make_model("bart", vocab_size=50)
+    count = count_positions(model)
+    assert count == 64
+    model(input_ids=torch.full((1, count), 4))
+    with pytest.raises(IndexError):
+        model(input_ids=torch.full((1, count + 1), 4))

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig
 
+from pruning_adapter.adapter.fields import check_fields
+from pruning_adapter.adapter.files import check_sizes, find_weights
 from pruning_adapter.adapter.peft_type import PRUNE_LORA
 from pruning_adapter.architectures.shapes import ModelIdentity
 from pruning_adapter.errors import AdapterError
@@ -56,9 +59,12 @@ class PruneLoraConfig(LoraConfig):
     def __post_init__(self) -> None:
         self._check_fields(new=isinstance(self.pruning, PruningPlan))
         # Plans are kept as JSON objects, so that PEFT can copy, compare and save the config like any other.
-        self.pruning = _as_json(self.pruning)
-        self.ranks = _as_json(self.ranks)
-        super().__post_init__()
+        self.pruning = _as_json("pruning", self.pruning)
+        self.ranks = _as_json("ranks", self.ranks)
+        try:
+            super().__post_init__()
+        except Exception as error:  # its parts are built from what the file holds, and each checks in its own way
+            raise AdapterError(f"PEFT refuses this config of LoRA: {error}") from error
         self.peft_type = PRUNE_LORA
         if self.pruning is None:
             raise AdapterError(
@@ -77,8 +83,24 @@ class PruneLoraConfig(LoraConfig):
         for name in (*decided, *(("target_modules", "rank_pattern", "alpha_pattern") if new else ())):
             if getattr(self, name, None):
                 raise AdapterError(f"{name} was set, but the plans decide it; leave it out, or use peft.LoraConfig.")
-        if self.r < 1:
-            raise AdapterError(f"r is {self.r}; the rank of LoRA is a whole number from 1.")
+        check_fields(self)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
+    ) -> "PruneLoraConfig":
+        """See PEFT's `PeftConfig`. Every road on which PEFT reads an adapter's weights asks here first.
+
+        Raises:
+            CheckpointError: no adapter there, damaged, or with pickled weights; or it claims ranks that its weights do
+                not have.
+            AdapterError: fields that cannot be.
+        """
+        weights = find_weights(pretrained_model_name_or_path, subfolder, kwargs)
+        config: Any = super().from_pretrained(str(pretrained_model_name_or_path), subfolder=subfolder, **kwargs)
+        if isinstance(config, cls):
+            check_sizes(config, weights)
+        return config
 
     @property
     def pruning_plan(self) -> PruningPlan:
@@ -96,7 +118,11 @@ class PruneLoraConfig(LoraConfig):
         self.allow_other_weights = False
 
 
-def _as_json(plan: Mapping[str, Any] | PruningPlan | RankPlan | None) -> dict[str, Any] | None:
+def _as_json(name: str, plan: Any) -> dict[str, Any] | None:
     if isinstance(plan, PruningPlan | RankPlan):
         return plan.to_json()
-    return None if plan is None else dict(plan)
+    if plan is None:
+        return None
+    if not isinstance(plan, Mapping):
+        raise AdapterError(f"{name} is {plan!r}; it must be a plan, or the JSON object of one.")
+    return dict(cast("Mapping[str, Any]", plan))

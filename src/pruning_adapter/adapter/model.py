@@ -1,11 +1,12 @@
 """`PruneLoraModel`: the tuner behind `PruneLoraConfig`. It prunes, then lets PEFT's LoRA do what it does."""
 
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
 
+import torch
 from peft import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -15,9 +16,10 @@ from pruning_adapter.adapter.config import PruneLoraConfig
 from pruning_adapter.adapter.linear import QuickLinear, read_together_
 from pruning_adapter.adapter.norms import remember_inputs_
 from pruning_adapter.adapter.quantize import is_packed
+from pruning_adapter.adapter.trained_only import refuse_what_does_not_train
 from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
-from pruning_adapter.architectures.sites import Site, base_of, find_all_sites, find_stacks, spec_of
-from pruning_adapter.errors import AdapterError
+from pruning_adapter.architectures.sites import Site, base_of, find_all_sites, spec_of
+from pruning_adapter.errors import AdapterError, PruningAdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.planning.rank_plan import ROLES
 from pruning_adapter.processes import is_spread
@@ -71,14 +73,20 @@ class PruneLoraModel(LoraModel):
                 f"train ({', '.join(config.modules_to_save)}). Say train_norms=False, or attach the adapter before the "
                 "weights are spread, as Accelerate does."
             )
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except (PruningAdapterError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # PEFT believes what a config says, and fails wherever it cannot be
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise AdapterError(f"PEFT cannot make an adapter of this config: {first}") from error
         for site in find_all_sites(base):
             if site.units:
                 read_together_([site.block.get_submodule(part.path) for part in site.readers_of_one_input])
         if config.quick_linear:
             remember_inputs_(base)
         if not hasattr(self, "_guard"):
-            self._guard = self.register_load_state_dict_pre_hook(_refuse_weights_of_blocks)
+            self._guard = self.register_load_state_dict_pre_hook(refuse_what_does_not_train)
 
     def _check_merge_allowed(self) -> None:
         """See PEFT's `BaseTuner`, which asks before every merge."""
@@ -99,32 +107,6 @@ class PruneLoraModel(LoraModel):
         # Where the weights lie is a fact, so nobody needs to say it.
         lora_config.fan_in_fan_out = kind is Conv1D
         return QuickLinear(target, adapter_name, config=lora_config, is_target_conv_1d_layer=kind is Conv1D, **kwargs)
-
-
-def _refuse_weights_of_blocks(tuner: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    """An adapter's file may hold what the adapter trains. PEFT would put any other weight that it holds into place too.
-
-    A state that holds all of the blocks is one of the whole model, as processes that share weights load it; embeddings
-    may come with an adapter that extended the vocabulary.
-    """
-    base, configs = cast(Any, tuner).model, cast("dict[str, PruneLoraConfig]", cast(Any, tuner).peft_config)
-    # LoRA's option `bias` trains those of the base.
-    trains_biases = any(config.bias != "none" for config in configs.values())
-    home = {id(weight) for _, block, _ in find_stacks(base) for weight in block.parameters()}
-    blocks = {
-        f"{prefix}{name}"
-        for name, weight in tuner.named_parameters()
-        if id(weight) in home
-        and "lora_" not in name
-        and ".modules_to_save." not in name
-        and not (trains_biases and name.endswith(".bias"))
-    }
-    carried = sorted(blocks & set(state))
-    if carried and len(carried) < len(blocks):
-        raise AdapterError(
-            f"The adapter carries weights of the base itself ({carried[0]!r}, {len(carried)} in all), which it must "
-            "not replace. It was damaged or tampered with; take it from its source again."
-        )
 
 
 def _ensure_pruned_(model: nn.Module, config: PruneLoraConfig) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pruning_adapter.checkpoint.plausible import check_alone, check_files
 from pruning_adapter.checkpoint.shards import INDEX, WHOLE, read_index
 from pruning_adapter.errors import CheckpointError
 
@@ -72,9 +73,10 @@ def find_model(name: str | Path, **options: Any) -> Source:
     prefix = f"{options['subfolder']}/" if options.get("subfolder") else ""
     weights = (WHOLE, INDEX, "model-*-of-*.safetensors")
     source = _find(name, [prefix + file for file in (*CONFIGS, *weights)], options)
+    folder = source.folder / prefix
+    check_alone(folder)
     if source.commit is None:
         return source
-    folder = source.folder / prefix
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{_say(name, options)} has no {prefix}config.json, so it holds no model.")
     if not (folder / WHOLE).is_file():
@@ -105,6 +107,8 @@ def _find(name: str | Path, files: Sequence[str], options: Mapping[str, Any]) ->
                 f"The revision {revision!r} was given for {name}, which is a folder here; only hub ids have revisions. "
                 "Leave it out, or rename the folder if the hub id was meant."
             )
+        if (Path(name) / (subfolder or "")).is_dir():
+            check_files(Path(name) / (subfolder or ""))
         return Source(name=str(name), folder=Path(name), options=inside)
     from huggingface_hub import snapshot_download
 

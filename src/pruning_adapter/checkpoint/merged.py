@@ -1,6 +1,7 @@
 """The smaller, merged, stand-alone model: safetensors and a config that says what was removed."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ from torch import nn
 from pruning_adapter.architectures.identity import CONFIG_FIELD, PrunedState
 from pruning_adapter.architectures.sites import is_plain
 from pruning_adapter.checkpoint.hub import HUB_OPTIONS, find_model, note_commit_
+from pruning_adapter.checkpoint.plausible import build_empty, read_config
 from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
 from pruning_adapter.checkpoint.shards import read_index
 from pruning_adapter.errors import AdapterError, CheckpointError, OutputError
@@ -97,6 +99,7 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
             see `pruning_adapter.surgery.fuse_`.
         kwargs: handed to `from_pretrained`, such as `dtype`, `device_map`, `quantization_config`; for hub ids also
             `revision` (a branch, a tag, or better a commit), `subfolder`, `token`, `cache_dir`, `local_files_only`.
+            Code beside the model is run only if `trust_remote_code` is among them, and true.
 
     Raises:
         CheckpointError: not such a folder, damaged, or incomplete; no such repository or revision, none that this
@@ -106,23 +109,28 @@ def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:
     import transformers
 
     location, inside = str(path), str(kwargs.get("subfolder") or "")
-    if Path(location).is_dir() and not (Path(location) / inside / "config.json").is_file():
+    if Path(location).is_dir() and not (Path(location) / inside / "config.json").exists():
         raise CheckpointError(f"{Path(location) / inside} has no config.json: it holds no model saved by save_pruned.")
     source = find_model(path, **{name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs})
+    folder = source.folder / inside
     # Transformers would follow an index out of the folder.
-    read_index(source.folder / inside)
+    read_index(folder)
+    read_config(folder)
+    # Left out, it lets Transformers ask on the terminal.
+    trusted = {"trust_remote_code": kwargs.pop("trust_remote_code", False)}
     kwargs |= source.options
     try:
-        config = transformers.AutoConfig.from_pretrained(location, **source.options)
+        config = transformers.AutoConfig.from_pretrained(location, **trusted, **source.options)
         if getattr(config, CONFIG_FIELD, None) is not None:
             PrunedState.from_json(getattr(config, CONFIG_FIELD))
         model_class = find_class(config, location)
         with stand_ins_in_place():
+            build_empty(partial(model_class, copy.deepcopy(config)), folder)
             model, info = cast(Any, model_class).from_pretrained(
-                location, config=config, use_safetensors=True, output_loading_info=True, **kwargs
+                location, config=config, use_safetensors=True, output_loading_info=True, **trusted, **kwargs
             )
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"Cannot load a model from {location}: {error}") from error
     except Exception as error:  # every library below raises its own kinds for damaged files
         raise CheckpointError(f"Cannot load a model from {location}: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
@@ -138,7 +146,8 @@ def find_class(config: Any, location: str) -> type[Any]:
     """The model class that a config names: of Transformers, or the user's own, which must have been imported."""
     import transformers
 
-    name = str((getattr(config, "architectures", None) or [None])[0])
+    named: Any = getattr(config, "architectures", None)
+    name = str(named[0] if isinstance(named, list) and named else None)
     stock: object = getattr(transformers, name, None)
     waiting: list[type[Any]] = [stock] if isinstance(stock, type) else [transformers.PreTrainedModel]
     for candidate in waiting:

@@ -15,6 +15,7 @@ from pruning_adapter.checkpoint.logits_only import first_line, largest_differenc
 from pruning_adapter.checkpoint.merged import check_plain, check_replaceable, merge
 from pruning_adapter.checkpoint.older_names import older_names
 from pruning_adapter.errors import OutputError
+from pruning_adapter.reading import read_object
 
 __all__ = ["build_stock", "check_against", "config_fields", "plain_copy", "write_plain"]
 
@@ -73,7 +74,7 @@ def write_plain(
         _untie_(model)
     model.save_pretrained(folder)
     path = folder / "config.json"
-    saved = {**_without_ours(json.loads(path.read_text(encoding="utf-8"))), **older, **changes}
+    saved = {**_without_ours(read_object(path, "config")), **older, **changes}
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if files_from is not None:
         copy_companions(Path(files_from), folder)
@@ -91,7 +92,7 @@ def check_against(model: Any, folder: Path) -> float:
     dtype = torch.promote_types(model.dtype, torch.float32)
     wide: Any = model.to(dtype)
     # By the attention that stock Transformers chooses: the eager one makes no numbers of windows of padding only.
-    loaded: Any = type(model).from_pretrained(folder, dtype=dtype, use_safetensors=True).eval()
+    loaded: Any = type(model).from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False).eval()
     largest = 1.0
 
     def run(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

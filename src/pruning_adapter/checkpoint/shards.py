@@ -1,10 +1,10 @@
 """A checkpoint in one file or several, whose index tells which file holds which weight."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pruning_adapter.errors import CheckpointError
+from pruning_adapter.reading import read_object
 
 __all__ = ["INDEX", "WHOLE", "read_index"]
 
@@ -22,10 +22,10 @@ def read_index(folder: Path) -> dict[str, Path]:
     if not path.is_file():
         return {}
     try:
-        listed: dict[Any, Any] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): str(file) for name, file in listed.items()}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        listed: dict[str, Any] = read_object(path, "index")["weight_map"]
+        files = {name: str(file) for name, file in listed.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}") from error
     for file in set(files.values()):
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise CheckpointError(f"{path} names {file!r}, which is no safetensors file of that folder.")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from pruning_adapter.architectures.identity import CONFIG_FIELD, Fingerprint, bl
 from pruning_adapter.checkpoint.companions import copy_companions
 from pruning_adapter.checkpoint.hub import find_model, find_tokenizer
 from pruning_adapter.checkpoint.merged import find_class
+from pruning_adapter.checkpoint.plausible import build_empty, read_config
 from pruning_adapter.checkpoint.shards import INDEX, WHOLE, read_index
 from pruning_adapter.errors import CheckpointError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
@@ -102,15 +104,14 @@ def _build_empty(folder: Path) -> nn.Module:
     """The dense model, without weights."""
     import transformers
 
+    read_config(folder)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the JSON reader, the Hub's client and each config class raise their own kinds
         raise CheckpointError(f"{folder} has no config that can be read: {error}") from error
     if getattr(config, CONFIG_FIELD, None) is not None:
         raise CheckpointError(f"{folder} holds a model that is pruned already. Start from the dense one.")
-    model_class = find_class(config, str(folder))
-    with torch.device("meta"):
-        return cast(nn.Module, cast(Any, model_class)(config))
+    return build_empty(partial(find_class(config, str(folder)), config), folder)
 
 
 def _in_order(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
@@ -150,8 +151,6 @@ class _Source:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{folder} is damaged: {error}") from error
-        if not self._file_of:
-            raise CheckpointError(f"{folder} has neither {WHOLE} nor {INDEX}. Save the model in safetensors.")
         by_file = sorted(self._file_of, key=lambda key: (str(self._file_of[key]), key))
         self._key_of = dict(zip(_todays_names(model, by_file), by_file, strict=True))
 

@@ -1,9 +1,11 @@
 """What a model's own files say about its license and language: copied into the card of what is made of it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pruning_adapter.errors import CheckpointError
+from pruning_adapter.reading import read_object
 
 __all__ = ["read_terms"]
 
@@ -43,7 +45,6 @@ def _read_card(path: Path) -> Mapping[str, Any]:
 
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path, "config")
+    except CheckpointError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 from torch import nn
 from transformers import set_seed
 
+from pruning_adapter.adapter.files import check_folder
 from pruning_adapter.architectures.identity import dense_parameters, identify
 from pruning_adapter.architectures.shapes import SiteShape
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
@@ -206,6 +207,8 @@ class Start(Inputs):
     def _attach(self, base: nn.Module, adapter: Path, *, trainable: bool = False) -> nn.Module:
         from peft import PeftModel
 
+        # PEFT would read pickled weights where there are no others.
+        check_folder(adapter)
         try:
             with warnings.catch_warnings():
                 # PEFT only warns, and leaves such weights as they start.

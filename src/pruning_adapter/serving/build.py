@@ -1,7 +1,8 @@
 """A task's model out of the base and the task's pack. What is neither cut nor trained stays where it lies."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from pruning_adapter.adapter.model import already_fits
 from pruning_adapter.architectures.identity import CONFIG_FIELD
 from pruning_adapter.architectures.shapes import ModelIdentity
 from pruning_adapter.architectures.sites import find_all_sites
-from pruning_adapter.errors import AdapterError, CheckpointError
+from pruning_adapter.errors import AdapterError, CheckpointError, PruningAdapterError
 from pruning_adapter.serving.pack import PREFIX, TaskPack
 from pruning_adapter.surgery.prune import cut_sites_, note_in_config
 
@@ -32,13 +33,30 @@ def prepare(pack: TaskPack, base: nn.Module, identity: ModelIdentity) -> TaskPac
         CheckpointError: the pack lacks weights, or holds some that nobody reads.
         AdapterError: the pack's task head does not fit this class of model.
     """
+    with _blamed_on(pack):
+        return _prepare(pack, base, identity)
+
+
+def _prepare(pack: TaskPack, base: nn.Module, identity: ModelIdentity) -> TaskPack:
     model = _pruned(pack, base, identity)
     note_in_config(model, identity, pack.plan.kept, macs=pack.plan.macs, reconstructed="none")
     config = cast(Any, model).config
     noted = {name: getattr(config, name) for name in (CONFIG_FIELD, "pruned_heads") if hasattr(config, name)}
-    # Exactly what saving this very model would write.
-    adapted = cast(Any, _attach(pack, model, allocate=True))
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    _check_tensors(pack, _saved(_attach(pack, _pruned(pack, base, identity))), base)
+    # Once more, in the types that PEFT gives them: without room it gives none.
+    wanted = _saved(_attach(pack, model, allocate=True))
+    device = next(base.parameters()).device
+    # In the type that PEFT would load them in.
+    tensors = {name: tensor.to(device, wanted[name].dtype) for name, tensor in pack.tensors.items()}
+    return replace(pack, noted=noted, tensors=tensors)
+
+
+def _saved(adapted: nn.Module) -> Mapping[str, Tensor]:
+    """Exactly what saving this very model would write."""
+    return get_peft_model_state_dict(cast(Any, adapted), save_embedding_layers=False)
+
+
+def _check_tensors(pack: TaskPack, wanted: Mapping[str, Tensor], base: nn.Module) -> None:
     missing, strange = sorted(wanted.keys() - pack.tensors.keys()), sorted(pack.tensors.keys() - wanted.keys())
     strange += [name for name in wanted.keys() - {*missing} if wanted[name].shape != pack.tensors[name].shape]
     if missing or strange:
@@ -47,10 +65,6 @@ def prepare(pack: TaskPack, base: nn.Module, identity: ModelIdentity) -> TaskPac
             f"The adapter {pack.folder} {what} ({len(missing) + len(strange)} in all): it is damaged, or belongs to "
             f"another kind of model than {type(base).__name__}."
         )
-    device = next(base.parameters()).device
-    # In the type that PEFT would load them in.
-    tensors = {name: tensor.to(device, wanted[name].dtype) for name, tensor in pack.tensors.items()}
-    return replace(pack, noted=noted, tensors=tensors)
 
 
 @torch.no_grad()
@@ -65,7 +79,15 @@ def build(pack: TaskPack, base: nn.Module, identity: ModelIdentity, *, merge: bo
         base: see `prepare`.
         identity: see `prepare`.
         merge: add LoRA to the weights; otherwise it stays beside them, and the model is PEFT's.
+
+    Raises:
+        AdapterError: its config asks for what PEFT cannot do, such as a merge of some kinds of LoRA.
     """
+    with _blamed_on(pack):
+        return _build(pack, base, identity, merge=merge)
+
+
+def _build(pack: TaskPack, base: nn.Module, identity: ModelIdentity, *, merge: bool) -> nn.Module:
     model = _pruned(pack, base, identity)
     config = cast(Any, model).config
     for name, value in cast("Mapping[str, Any]", pack.noted).items():
@@ -82,6 +104,18 @@ def build(pack: TaskPack, base: nn.Module, identity: ModelIdentity, *, merge: bo
         _own_adapted_weights_(adapted, base)
         adapted = adapted.merge_and_unload()
     return cast(nn.Module, adapted).requires_grad_(False).eval()
+
+
+@contextmanager
+def _blamed_on(pack: TaskPack) -> Generator[None]:
+    """PEFT believes what a config says, and fails wherever it cannot be."""
+    try:
+        yield
+    except (PruningAdapterError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AdapterError(f"PEFT cannot make a model of the adapter {pack.folder}: {first}") from error
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
@@ -138,6 +172,7 @@ def _make_room_for_head_(model: nn.Module, pack: TaskPack) -> None:
     trunk, config = f"{cast(Any, model).base_model_prefix}.", cast(Any, model).config
     names = [name.removeprefix(PREFIX) for name in pack.tensors if "lora_" not in name]
     head = [name for name in names if not name.startswith(trunk)]
+    sized = {name for name, tensor in pack.tensors.items() if tensor.dim()}
     count, grown = getattr(config, "num_labels", 0), False
     for name in head:
         path, _, leaf = name.rpartition(".")
@@ -150,7 +185,9 @@ def _make_room_for_head_(model: nn.Module, pack: TaskPack) -> None:
             continue
         if old.shape == tensor.shape:
             continue
-        if not isinstance(linear, nn.Linear) or old.shape[1:] != tensor.shape[1:]:
+        same = tensor.dim() == old.dim() and old.shape[1:] == tensor.shape[1:] and tensor.numel() > 0
+        rows = {len(pack.tensors[each]) for each in (f"{PREFIX}{path}.weight", f"{PREFIX}{path}.bias") if each in sized}
+        if not isinstance(linear, nn.Linear) or not same or len(rows) > 1:
             raise AdapterError(
                 f"The adapter {pack.folder} holds {name} as {_size(tensor)}, and this {type(model).__name__} has "
                 f"{_size(old)}. Give a base of the class that the adapter was trained on."

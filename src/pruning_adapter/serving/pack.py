@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pruning_adapter.adapter.config import PruneLoraConfig
+from pruning_adapter.adapter.files import check_folder, check_sizes
 from pruning_adapter.architectures.shapes import ModelIdentity
 from pruning_adapter.errors import AdapterError, CheckpointError, PruningAdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
@@ -19,7 +19,6 @@ __all__ = ["PREFIX", "TaskPack", "check_pack_fits", "read_pack"]
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the base's modules."""
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +42,16 @@ def read_pack(folder: str | Path) -> TaskPack:
         AdapterError: an adapter of another kind, which has no plan.
     """
     path = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (path / name).is_file():
-            raise CheckpointError(
-                f"{path} has no {name}, so it holds no adapter; name the folder that training calls adapter/."
-            )
+    weights = check_folder(path)
     try:
         config = PeftConfig.from_pretrained(str(path))
+        if isinstance(config, PruneLoraConfig):
+            check_sizes(config, weights)
         # The file stays mapped into memory as long as what was read from it.
-        tensors = {name: tensor.clone() for name, tensor in load_file(path / WEIGHTS_FILE).items()}
+        tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
     except PruningAdapterError:
         raise
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # PEFT, safetensors and the JSON reader each raise their own kinds
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"The adapter {path} is damaged ({first}). Save it again.") from error
     if not isinstance(config, PruneLoraConfig):

@@ -24,6 +24,7 @@ from pruning_adapter.serving.pack import PREFIX, TaskPack, check_pack_fits, read
 from pruning_adapter.surgery.prune import check_nothing_shared
 from pruning_adapter.training.base_model import load_base, load_tokenizer
 from pruning_adapter.training.examples import Example
+from pruning_adapter.training.faults import count_positions
 from pruning_adapter.training.tokenize import tokenize
 
 __all__ = ["Predictions", "PrunedTasks"]
@@ -217,7 +218,7 @@ class PrunedTasks:
             return Predictions(logits=np.empty((0, len(names)), dtype=np.float32), label_names=names)
         from transformers import DataCollatorWithPadding
 
-        longest = self._longest(model) if max_length is None else max_length
+        longest = self._longest(model, max_length)
         features = tokenize(examples, self.tokenizer, max_length=longest, label_names=names)
         collate = cast(Any, DataCollatorWithPadding(self.tokenizer))
         return Predictions(logits=predict(model, features, collate, batch_size=batch_size), label_names=names)
@@ -235,9 +236,14 @@ class PrunedTasks:
         given = self._given_tokenizer
         return load_tokenizer(cast(str, self._source)) if given is None else given
 
-    def _longest(self, model: Any) -> int:
-        named = int(self.tokenizer.model_max_length)
-        found = named if named < LONGEST else getattr(model.config, "max_position_embeddings", None)
+    def _longest(self, model: Any, asked: int | None) -> int:
+        positions, named = count_positions(model), int(self.tokenizer.model_max_length)
+        if asked is not None:
+            if positions is not None and asked > positions:
+                raise DataError(f"max_length {asked} is more than the {positions} tokens this model reads.")
+            return asked
+        known = [length for length in (positions, named if named < LONGEST else None) if length is not None]
+        found = min(known) if known else getattr(model.config, "max_position_embeddings", None)
         if not found:
             raise DataError("Neither the tokenizer nor the model says how long a text may be; give max_length.")
         return int(found)

@@ -1,16 +1,18 @@
 """Loading the model to start from: from a folder or the Hub, safetensors only, no remote code."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from pruning_adapter.architectures.registry import find_spec
 from pruning_adapter.architectures.sites import find_stacks
 from pruning_adapter.checkpoint.hub import find_model, find_tokenizer, note_commit_
+from pruning_adapter.checkpoint.plausible import build_empty, read_config
+from pruning_adapter.checkpoint.shards import read_index
 from pruning_adapter.errors import CheckpointError
 
 __all__ = ["BaseModel", "load_base", "load_tokenizer"]
@@ -47,22 +49,30 @@ def load_base(
         ArchitectureError: a family that we do not know; the message lists those we do.
         CheckpointError: not found here nor on the Hub, or not in safetensors.
     """
-    from transformers import AutoModelForSequenceClassification, PretrainedConfig, set_seed
+    from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
     _check_safetensors(name)
     source = find_model(name, revision=revision)
+    # Transformers would follow an index out of the folder.
+    read_index(source.folder)
+    find_spec(str(read_config(source.folder).get("model_type", "unknown")))
+    labels = dict(enumerate(label_names)) or {0: "score"}
+    fields: dict[str, Any] = {
+        "id2label": labels,
+        "label2id": {label: number for number, label in labels.items()},
+        "num_labels": len(labels),
+        "problem_type": "single_label_classification" if label_names else "regression",
+        # Left out, it lets Transformers ask on the terminal.
+        "trust_remote_code": False,
+    }
     try:
-        found, _ = PretrainedConfig.get_config_dict(name, **source.options)
-        find_spec(found.get("model_type", "unknown"))
+        config = AutoConfig.from_pretrained(name, **fields, **source.options)
+        build_empty(partial(AutoModelForSequenceClassification.from_config, config), source.folder)
         if seed is not None:
             set_seed(seed)
-        labels = dict(enumerate(label_names)) or {0: "score"}
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name,
-            id2label=labels,
-            label2id={label: number for number, label in labels.items()},
-            num_labels=len(labels),
-            problem_type="single_label_classification" if label_names else "regression",
+            **fields,
             # Whatever the file holds: half-precision weights do not train. A lower precision for the frozen ones is a
             # matter of the device, not of the checkpoint.
             dtype=torch.float32,
@@ -73,7 +83,7 @@ def load_base(
             **({} if attention is None else {"attn_implementation": attention}),
             **source.options,
         )
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # every library below raises its own kinds for damaged files
         raise CheckpointError(_explain(name, error)) from error
     new = {*info["missing_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}
     _check_blocks_are_complete(name, model, new)
@@ -91,8 +101,8 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
 
     source = find_tokenizer(name, revision=revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **source.options)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **source.options)
+    except Exception as error:  # the tokenizers' own reader, and classes that trust their files
         raise CheckpointError(_explain(name, error)) from error
     # Where the files are missing, Transformers makes up a tokenizer that knows no words.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from pruning_adapter.errors import TrainingError
 
-__all__ = ["EXAMPLE", "LossWatch", "check_features", "number_features"]
+__all__ = ["EXAMPLE", "LossWatch", "check_features", "count_positions", "number_features"]
 
 EXAMPLE = "example"
 """The column that tells which example a row of a batch is."""
 SHOWN = 8
 """Examples that a message names, at the most."""
+POSITIONS = (".embeddings.position_embeddings", ".wpe", ".embed_positions")
+"""How the families call their table of positions."""
 
 
 def number_features(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -38,7 +40,7 @@ def check_features(features: Sequence[Mapping[str, Any]], model: nn.Module) -> N
     config = cast(Any, model).config
     classes = int(getattr(config, "num_labels", 0))
     # None: one number or class is learnt, and the labels' type says which.
-    words, positions = _words(model), _positions(model)
+    words, positions = _words(model), count_positions(model)
     for number, feature in enumerate(features):
         found = _find_fault(feature, classes=classes, words=words, positions=positions)
         if found is not None:
@@ -86,13 +88,16 @@ def _words(model: nn.Module) -> int | None:
     return getattr(embedding, "num_embeddings", None)
 
 
-def _positions(model: nn.Module) -> int | None:
-    """How many positions there are weights for; None where positions are computed."""
-    for name, module in model.named_modules():
-        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
-            # Families that number positions from behind the padding's lose those up to it.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return None
+def count_positions(model: nn.Module) -> int | None:
+    """How many tokens of a text the model has weights of positions for; None where positions are computed."""
+    counts = [
+        # OPT and BART begin behind `offset` rows. Families that number positions from behind the padding's lose those
+        # up to it.
+        module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if f".{name}".endswith(POSITIONS) and isinstance(module, nn.Embedding)
+    ]
+    return min(counts, default=None)
 
 
 class LossWatch:

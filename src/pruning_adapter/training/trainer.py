@@ -1,6 +1,5 @@
 """Training on the Hugging Face Trainer: one road for every method, so that comparisons are fair."""
 
-import json
 import logging
 import math
 import zipfile
@@ -26,6 +25,7 @@ from transformers import (
 
 from pruning_adapter.errors import OutputError, TrainingError
 from pruning_adapter.processes import first_says, is_first, is_spread, process_count, process_number
+from pruning_adapter.reading import read_object
 from pruning_adapter.training.distill import TEACHER, distillation_loss
 from pruning_adapter.training.faults import EXAMPLE, LossWatch, check_features, number_features
 from pruning_adapter.training.length_groups import LengthGroups
@@ -275,7 +275,7 @@ def _is_complete(checkpoint: Path) -> bool:
     weights = list(checkpoint.glob("*.safetensors"))
     states = [checkpoint / name for name in ("optimizer.pt", "scheduler.pt")]
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        read_object(checkpoint / "trainer_state.json", "trainer's state")
         for path in weights:
             with safe_open(path, framework="pt"):
                 pass

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pruning_adapter.architectures.limits import Limits, limits_of
 from pruning_adapter.errors import TrainingError
 
 __all__ = ["EXAMPLE", "LossWatch", "check_features", "number_features"]
@@ -35,20 +36,17 @@ def check_features(features: Sequence[Mapping[str, Any]], model: nn.Module) -> N
     """
     if not features:
         raise TrainingError("There are no examples to train on; give at least one.")
-    config = cast(Any, model).config
-    classes = int(getattr(config, "num_labels", 0))
-    # None: one number or class is learnt, and the labels' type says which.
-    words, positions = _words(model), _positions(model)
+    limits = limits_of(model)
     for number, feature in enumerate(features):
-        found = _find_fault(feature, classes=classes, words=words, positions=positions)
+        found = _find_fault(feature, limits)
         if found is not None:
             raise TrainingError(f"Example {number} of the training set (counted from 0) {found}")
 
 
-def _find_fault(feature: Mapping[str, Any], *, classes: int, words: int | None, positions: int | None) -> str | None:
+def _find_fault(feature: Mapping[str, Any], limits: Limits) -> str | None:
     if "labels" not in feature:
         return "has no label. Give every example one, or leave it out."
-    tokens = feature.get("input_ids")
+    tokens, words, positions = feature.get("input_ids"), limits.words, limits.positions
     if tokens is not None:
         mask = feature.get("attention_mask")
         if len(tokens) == 0 or (mask is not None and not any(mask)):
@@ -64,8 +62,8 @@ def _find_fault(feature: Mapping[str, Any], *, classes: int, words: int | None, 
         if not _all_finite(value):
             return f"holds a number in {name!r} that is not finite. Correct it, or leave the example out."
     label = feature["labels"]
-    if isinstance(label, int) and not 0 <= label < max(classes, 1):
-        return f"has the label {label}, but the model has the classes 0-{classes - 1}."
+    if isinstance(label, int) and not 0 <= label < max(limits.classes, 1):
+        return f"has the label {label}, but the model has the classes 0-{max(limits.classes, 1) - 1}."
     return None
 
 
@@ -79,20 +77,6 @@ def _all_finite(value: Any) -> bool:
         numbers = cast("Sequence[Any]", value)
         return len(numbers) == 0 or isinstance(numbers[0], int) or all(map(_all_finite, numbers))
     return bool(torch.isfinite(torch.as_tensor(value)).all())
-
-
-def _words(model: nn.Module) -> int | None:
-    embedding = cast(Any, model).get_input_embeddings()
-    return getattr(embedding, "num_embeddings", None)
-
-
-def _positions(model: nn.Module) -> int | None:
-    """How many positions there are weights for; None where positions are computed."""
-    for name, module in model.named_modules():
-        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
-            # Families that number positions from behind the padding's lose those up to it.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return None
 
 
 class LossWatch:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from pruning_adapter.architectures.limits import Limits, limits_of
 from pruning_adapter.errors import TrainingError
 
-__all__ = ["EXAMPLE", "LossWatch", "check_features", "number_features"]
+__all__ = ["EXAMPLE", "LossWatch", "check_features", "number_features", "usual_loss"]
 
 EXAMPLE = "example"
 """The column that tells which example a row of a batch is."""
+EXPLOSION = 1e4
+"""Times the usual loss: nothing is learnt beyond, and weights that give it are not worth a checkpoint."""
 SHOWN = 8
 """Examples that a message names, at the most."""
 
@@ -79,18 +81,29 @@ def _all_finite(value: Any) -> bool:
     return bool(torch.isfinite(torch.as_tensor(value)).all())
 
 
+def usual_loss(features: Sequence[Mapping[str, Any]]) -> float:
+    """About what the loss is before anything is learnt: of numbers, their mean square; else 1, as of a few classes."""
+    labels = [feature["labels"] for feature in features]
+    if not isinstance(labels[0], float):
+        return 1.0
+    return max(1.0, sum(float(label) ** 2 for label in labels) / len(labels))
+
+
 class LossWatch:
-    """Tells at which step, and by which examples, the loss stopped being a number.
+    """Tells at which step, and by which examples, the loss stopped being a number, or exploded on the way there.
 
     On a CPU it is looked at in every step, before weights change. On accelerators, where looking would make the device
     wait, it is written down, and looked at whenever `check` is called.
     """
 
-    def __init__(self, way_out: str) -> None:
+    def __init__(self, way_out: str, *, usual: float = 1.0) -> None:
         """Args:
         way_out: what to do, as the end of the message.
+        usual: see `usual_loss`. The first loss counts as usual too, where it is higher.
         """
         self._way_out = way_out
+        self._usual = usual
+        self._begun = False
         self._waiting: list[tuple[str, Tensor, Tensor]] = []
 
     def note(self, loss: Tensor, *, place: str, examples: Tensor, alone: Callable[[int], Tensor] | None = None) -> None:
@@ -103,37 +116,43 @@ class LossWatch:
             alone: the loss of one row of the batch, which finds the examples at fault.
 
         Raises:
-            TrainingError: it is not finite.
+            TrainingError: it is not finite, or has exploded.
         """
         if loss.device.type != "cpu":
             self._waiting.append((place, loss.detach(), examples))
-        elif not bool(torch.isfinite(loss)):
-            self._fail(place, loss, examples.tolist(), alone)
+        elif self._is_bad(loss.item()):
+            self._fail(place, loss.item(), examples.tolist(), alone)
 
     def check(self) -> None:
         """Look at all that was written down since the last time.
 
         Raises:
-            TrainingError: a loss is not finite; the first is named.
+            TrainingError: a loss is not finite or has exploded; the first is named.
         """
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        finite = torch.isfinite(torch.stack([loss for _, loss, _ in waiting])).tolist()
-        if not all(finite):
-            place, loss, examples = waiting[finite.index(False)]
-            self._fail(place, loss, examples.tolist(), None)
+        losses = torch.stack([loss for _, loss, _ in waiting]).tolist()
+        for (place, _, examples), loss in zip(waiting, losses, strict=True):
+            if self._is_bad(loss):
+                self._fail(place, loss, examples.tolist(), None)
 
-    def _fail(self, place: str, loss: Tensor, examples: list[int], alone: Callable[[int], Tensor] | None) -> None:
+    def _is_bad(self, loss: float) -> bool:
+        if not math.isfinite(loss):
+            return True
+        if not self._begun:
+            self._usual, self._begun = max(self._usual, abs(loss)), True
+        return abs(loss) > EXPLOSION * self._usual
+
+    def _fail(self, place: str, loss: float, examples: list[int], alone: Callable[[int], Tensor] | None) -> None:
         guilty = examples
         if alone is not None:
-            guilty = [
-                example for row, example in enumerate(examples) if not bool(torch.isfinite(alone(row).detach()).all())
-            ]
+            guilty = [example for row, example in enumerate(examples) if self._is_bad(alone(row).item())]
         if alone is not None and len(guilty) in (0, len(examples)):
             whose = f"for all of its {len(examples)} examples, so look at the weights, not at the data"
         else:
             named = ", ".join(map(str, guilty[:SHOWN])) + (", ..." if len(guilty) > SHOWN else "")
             whose = f"the training set's example{'s' if len(guilty) > 1 else ''} {named} (counted from 0)"
             whose = f"{'by' if alone is not None else 'in the batch of'} {whose}"
-        raise TrainingError(f"The training loss is {loss.item()} at {place}, {whose}. {self._way_out}")
+        exploded = f"; {self._usual:.3g} was usual, and it has exploded" if math.isfinite(loss) else ""
+        raise TrainingError(f"The training loss is {loss} at {place}, {whose}{exploded}. {self._way_out}")

@@ -56,9 +56,8 @@ def smaller_grid(tmp_path: Path) -> dict[str, str]:
         (tmp_path / "RTE" / name).write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "pruning-adapter"
-    command.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -m pruning_adapter "$@" --epochs 1 --examples 8\n', encoding="utf-8"
-    )
+    calls = f'exec {sys.executable} -m pruning_adapter "$@" --epochs 1 --examples 8'
+    command.write_text(f"#!/bin/sh\n{calls}\n", encoding="utf-8")
     command.chmod(0o755)
     return {
         **os.environ,

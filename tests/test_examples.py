@@ -1,5 +1,6 @@
 """What lies in examples/ runs, and says what tests and documentation say."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -13,6 +14,7 @@ from transformers import LlamaConfig
 
 from accelerate_on_cpus import FSDP2
 from tiny import FAMILIES
+from tiny_encoder import make_texts, save_tiny_encoder
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -38,6 +40,51 @@ def test_the_tests_spread_models_as_the_file_says() -> None:
     said.pop("fsdp_transformer_layer_cls_to_wrap")
     told = {name.upper(): str(value).lower() if isinstance(value, bool) else str(value) for name, value in said.items()}
     assert told == {name: value for name, value in FSDP2.items() if name != "ACCELERATE_USE_FSDP"}
+
+
+@pytest.fixture
+def smaller_grid(tmp_path: Path) -> dict[str, str]:
+    """What the scripts read, for two cells on a tiny encoder; and the command, in the environment of these tests."""
+    save_tiny_encoder(tmp_path / "model")
+    for name, count in (("train.tsv", 24), ("dev.tsv", 12)):
+        (tmp_path / "RTE").mkdir(exist_ok=True)
+        rows = [
+            f"{number}\t{text}\t{text}\t{('not_entailment', 'entailment')[place]}"
+            for number, (text, place) in enumerate(make_texts(name, count, 2))
+        ]
+        header = "index\tsentence1\tsentence2\tlabel"
+        (tmp_path / "RTE" / name).write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "pruning-adapter"
+    calls = f'exec {sys.executable} -m pruning_adapter "$@" --epochs 1 --examples 8'
+    command.write_text(f"#!/bin/sh\n{calls}\n", encoding="utf-8")
+    command.chmod(0o755)
+    return {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "MODEL": str(tmp_path / "model"),
+        "GLUE_DIR": str(tmp_path),
+        "GRID": str(tmp_path / "grid"),
+        "TASKS": "rte",
+        "METHODS": "lora,prune-lora",
+        "SEEDS": "0",
+        "CELLS": "2",
+        "JOBS": "2",
+    }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="runs bash")
+def test_the_grid_of_one_machine_is_run_and_written(tmp_path: Path, smaller_grid: dict[str, str]) -> None:
+    script = EXAMPLES / "grid_here.sh"
+    done = subprocess.run([script], env=smaller_grid, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grid = tmp_path / "grid"
+    cells = {path.stem for path in (grid / "cells").iterdir()}
+    assert cells == {"default-rte-lora-0", "default-rte-prune-lora-0"}
+    page = (grid / "reproduction.md").read_text(encoding="utf-8")
+    assert "prune-lora" in page
+    assert (grid / "report.html").is_file()
 
 
 @pytest.mark.parametrize("name", ["array.slurm", "grid.sh", "grid_here.sh"])

@@ -146,8 +146,10 @@ def all_or_none() -> Generator[None]:
         yield
     except ProcessError:
         raise
-    except Exception as error:
-        gather(_Failure(str(error) or type(error).__name__))
+    # An interrupt and an exit too: the others would wait for days.
+    except BaseException as error:
+        said = str(error) if isinstance(error, Exception) else ""
+        gather(_Failure(said or type(error).__name__))
         raise
     gather(None)
 

@@ -171,6 +171,35 @@ def test_a_loaded_adapter_can_be_quantised_under_too(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(loaded, make_batch()), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_the_whole_way_from_scores_to_an_adapter_that_loads_again(bits: Bits, tmp_path: Path) -> None:
+    """Scored, pruned, quantised, trained, saved; loaded onto a quantised base it computes the same."""
+    base, batch = make_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), make_batch()
+    plan = pa.plan_pruning(pa.measure_importance(base, [batch], units=("heads", "neurons")), keep_params=0.8)
+    torch.manual_seed(1)
+    model: Any = get_peft_model(base, pa.PruneLoraConfig(pruning=plan, task_type="SEQ_CLS", r=4))
+    quantize_base_(model, bits=bits).train()
+    packed = [packed.packed.clone() for _, _, packed in packed_linears(model)]
+    losses: list[float] = []
+    optimizer = torch.optim.AdamW((weight for weight in model.parameters() if weight.requires_grad), lr=1e-2)
+    for _ in range(15):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    # Trained was what is saved, and nothing that is packed.
+    assert all(torch.equal(one.packed, old) for (_, _, one), old in zip(packed_linears(model), packed, strict=True))
+    model.save_pretrained(tmp_path)
+    again = quantize_base_(PeftModel.from_pretrained(make_model("bert"), tmp_path), bits=bits).eval()
+    found, expected = (logits(each.eval(), make_batch(seed=9)) for each in (again, model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    # On the base in full it is near, as rounding has it, and merges there.
+    whole = PeftModel.from_pretrained(make_model("bert"), tmp_path).merge_and_unload().eval()
+    assert 1e-6 < float((logits(whole, make_batch(seed=9)) - expected).abs().max()) < 1
+
+
 @pytest.mark.parametrize(
     "way",
     [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), lambda model: model.bfloat16().double()],

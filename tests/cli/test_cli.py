@@ -18,6 +18,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
+from typer.main import get_command
 
 from pruning_adapter import __version__, cli, pipeline
 from pruning_adapter.architectures.identity import identify
@@ -52,23 +53,27 @@ PLAN = (
     "--dtype --latency-table --multiple-of --grouping --normalization --allow-empty-blocks --reconstruct --target "
     "--top-blocks --high-rank --low-rank --rank-budget"
 )
+TRAIN = "--epochs --learning-rate --teacher --report-to --accumulate --padding-free --bf16 --seed"
+DATA = (
+    "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
+    "--train-rows"
+)
+SCORE = "--scorer --units --order --reduction --examples --stop-when-stable"
 VERBS = {
-    "run": "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
-    f"--train-rows --scorer --units --order --reduction --examples {PLAN} --method --recipe --epochs --learning-rate "
-    "--accumulate --bf16 --seed --output-dir --overwrite --resume --threads --verbose",
-    "importance": "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns "
-    "--label-column --train-rows --scorer --units --order --reduction --examples --seed --output-dir --figure "
-    "--overwrite --threads --verbose",
+    "run": f"{DATA} {SCORE} {PLAN} --method --recipe --prune-after {TRAIN} --output-dir --overwrite --resume --threads "
+    "--verbose",
+    "importance": f"{DATA} {SCORE} --recipe --prune-after {TRAIN} --output-dir --figure --overwrite --threads "
+    "--verbose",
     "plan": f"--units {PLAN} --output-dir --sweep --by --figure --dry-run --overwrite --threads --verbose",
-    "train": "--model --revision --demo --task --data-dir --train-file --validation-file --text-columns --label-column "
-    "--train-rows --method --recipe --epochs --learning-rate --accumulate --bf16 --seed --output-dir --overwrite "
-    "--threads --verbose",
+    "train": f"{DATA} --method --recipe {TRAIN} --output-dir --overwrite --threads --verbose",
     "merge": "--output-dir --overwrite --threads --verbose",
     "evaluate": "--output-dir --overwrite --threads --verbose",
     "export": "--stock --uniform-heads --transformers4 --onnx --int8 --torch-export "
     "--model --output-dir --overwrite --threads --verbose",
     "report": "--output-dir",
     "push": "--adapter --private --revision --message --license --card --output-dir --verbose",
+    "reproduce": "--model --model-name --revision --data-dir --tasks --methods --seeds --recipes --train-rows --epochs "
+    "--keep-ratio --examples --bf16 --jobs --share --only-report --output-dir --threads --verbose",
 }
 
 
@@ -219,6 +224,16 @@ def test_every_verb_explains_itself_and_its_options(call: Call, monkeypatch: pyt
     assert re.search(rf"Usage: .* {verb} \[OPTIONS\]", outcome.out)
 
 
+def test_no_verb_and_no_option_is_forgotten_here() -> None:
+    """What the list above holds is all there is."""
+    commands: dict[str, Any] = vars(get_command(cli.app))["commands"]
+    there = {
+        verb: {name for option in command.params for name in option.opts if name.startswith("--")}
+        for verb, command in commands.items()
+    }
+    assert there == {verb: set(named.split()) for verb, named in VERBS.items()}
+
+
 def test_the_verbs_are_listed(call: Call) -> None:
     for outcome in (call("--help"), call()):
         assert all(re.search(rf"\b{verb}\b", outcome.out) for verb in VERBS)
@@ -301,7 +316,7 @@ def test_weights_that_are_no_numbers_are_refused(call: Call, base: Path, tmp_pat
 
     at_once = {"model": model, "prune_after": 0}
     measured = call("run", *options(base, tmp_path / "run", **at_once))
-    assert_refused(measured, r"The loss of batch 0 is nan\. Look for NaN in the weights")
+    assert_refused(measured, r"The loss of batch 0 is nan, for all of its \d+ examples\. Look for NaN in the weights")
     assert names(tmp_path / "run") == {"settings.json"}
     weighed = call("run", *options(base, tmp_path / "weighed", **at_once, scorer="magnitude"))
     assert_refused(weighed, r"importance of head 0 of block 1 is not a finite number\. Look for NaN")

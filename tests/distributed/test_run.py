@@ -65,25 +65,37 @@ def assert_same_model(folder: Path, other: Path) -> None:
         np.testing.assert_allclose(theirs[name].numpy(), weight.numpy(), atol=2e-5, err_msg=name)
 
 
-def test_two_processes_leave_what_one_leaves(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipe's whole way: the dense model trains, is scored, pruned and corrected, and trains on."""
+def launch(program: Sequence[str], words: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Two processes of `program`, as people start them."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    words = ["run", *options(place), "--output-dir"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "pruning_adapter", *words, str(tmp_path / "two")],
+    return subprocess.run(
+        [sys.executable, *launcher, *program, *words],
         env=environment(),
         timeout=PATIENCE,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.fixture(scope="module")
+def two(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe's whole way: the dense model trains, is scored, pruned and corrected, and trains on."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "two"
+    done = launch(["-m", "pruning_adapter"], ["run", *options(place), "--output-dir", str(folder)])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Report:") == done.stdout.count("epoch 1 of 1") == 1
-    monkeypatch.setattr(sys, "argv", ["pruning-adapter", *words, str(tmp_path / "one")])
+    return folder
+
+
+def test_two_processes_leave_what_one_leaves(
+    place: Path, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = tmp_path / "one"
+    monkeypatch.setattr(sys, "argv", ["pruning-adapter", "run", *options(place), "--output-dir", str(one)])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0
-    one, two = tmp_path / "one", tmp_path / "two"
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     for name in ("plan.json", "ranks.json", "predictions.json"):
         assert (two / name).read_bytes() == (one / name).read_bytes()
@@ -91,6 +103,47 @@ def test_two_processes_leave_what_one_leaves(place: Path, tmp_path: Path, monkey
     said = [json.loads((folder / "training.json").read_text(encoding="utf-8")) for folder in (one, two)]
     assert [each["processes"] for each in said] == [1, 2]
     assert json.loads((two / "result.json").read_text(encoding="utf-8"))["command"].startswith("torchrun")
+
+
+KILL_ONE = """
+import os, signal, sys
+from pathlib import Path
+from pruning_adapter import cli
+from pruning_adapter.training import trainer
+
+planned, compute = Path(sys.argv[-1]) / "ranks.json", trainer._Trainer.compute_loss
+
+def compute_or_die(*arguments, **named):
+    if planned.exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compute(*arguments, **named)
+
+if os.environ["RANK"] == "0":
+    trainer._Trainer.compute_loss = compute_or_die
+cli.main()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills")
+def test_a_run_of_which_one_process_was_killed_goes_on(place: Path, two: Path, tmp_path: Path) -> None:
+    """The one that writes, in the pruned model's training, by the system, as for want of memory."""
+    program, folder = tmp_path / "program.py", tmp_path / "run"
+    program.write_text(KILL_ONE, encoding="utf-8")
+    words = ["run", *options(place), "--output-dir", str(folder)]
+    killed = launch([str(program)], words)
+    assert killed.returncode != 0
+    assert "SIGKILL" in killed.stderr
+    # All that is there is whole, and what was not finished is not there.
+    left = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    steps = {"settings.json", "importance.json", "plan.json", "ranks.json"}
+    assert left - {"checkpoints", "start-checkpoints", "base"} == {*steps, "start"}
+    for name in steps - {"settings.json"}:
+        assert (folder / name).read_bytes() == (two / name).read_bytes(), name
+    resumed = launch(["-m", "pruning_adapter"], [*words, "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert {path.name for path in folder.iterdir()} == {path.name for path in two.iterdir()}
+    for name in ("predictions.json", "merged/model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (two / name).read_bytes(), name
 
 
 ONE_LACKS_A_FILE = """

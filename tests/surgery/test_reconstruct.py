@@ -430,10 +430,11 @@ def test_hooks_modes_gradients_and_config_are_left_as_they_were(way: Way) -> Non
     [
         ([], r"No batches were given: an empty sample, or an iterator that was used up"),
         ([torch.ones(2, 3)], r"Batch 0 is a Tensor; a mapping of tensors is needed"),
-        ([{**make_batch(), "attention_mask": torch.zeros(6, 12)}], r"padding only"),
-        ([make_batch(), {"input_ids": torch.full((1, 3), 999)}], r"index out of range"),
+        ([{**make_batch(), "attention_mask": torch.zeros(6, 12)}], r"all padding"),
+        ([make_batch(), {"input_ids": torch.full((1, 3), 999)}], r"Example 0 of batch 1 .* has the token 999"),
+        ([make_batch(), {**make_batch(), "token_type_ids": torch.full((6, 12), 9)}], r"index out of range"),
     ],
-    ids=["none", "no mapping", "padding", "a failing forward"],
+    ids=["none", "no mapping", "padding", "a token", "a failing forward"],
 )
 @pytest.mark.parametrize("way", WAYS)
 def test_bad_batches_are_refused_and_the_model_stays_as_it_was(batches: Any, said: str, way: Way) -> None:

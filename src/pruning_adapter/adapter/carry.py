@@ -67,12 +67,31 @@ def lift_(pruned: nn.Module, dense: nn.Module, plan: PruningPlan) -> None:
 
 
 def _copy_trained_(source: nn.Module, target: nn.Module) -> None:
-    """What trains beside LoRA, as far as the sizes are the same: norms and the task head."""
-    trained = dict(source.named_parameters())
-    for name, parameter in target.named_parameters():
-        before = trained.get(name)
-        if parameter.requires_grad and "lora_" not in name and before is not None and before.shape == parameter.shape:
-            parameter.copy_(before)
+    """What trains beside LoRA: norms, the task head, single tokens. It stays where a block lost the module itself.
+
+    Raises:
+        AdapterError: `target` has no place for it.
+    """
+    places = dict(target.named_parameters())
+    for name, trained in source.named_parameters():
+        module, beside, _ = name.partition(".modules_to_save." if ".modules_to_save." in name else ".token_adapter.")
+        if not beside or f".{ADAPTER}" not in name or not _has(target, module):
+            continue
+        place = places.get(name)
+        if place is None or place.shape != trained.shape:
+            raise AdapterError(
+                f"{name} was trained as a whole, and {'is frozen' if place is None else 'has another size'} in the "
+                "other model, so that it would be lost. Merge the adapter instead (merge_and_unload)."
+            )
+        place.copy_(trained)
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from pruning_adapter.adapter.carried import check_can_be_carried
 from pruning_adapter.adapter.carry import ADAPTER, carry_, lift_
 from pruning_adapter.adapter.config import PruneLoraConfig
 from pruning_adapter.adapter.model import full_match, rank_patterns
@@ -73,10 +74,11 @@ def slice_adapter(model: nn.Module, plan: PruningPlan, *, allow_other_weights: b
 
     Raises:
         AdapterError: LoRA on other modules than the linear maps of blocks, or of kinds that cannot be cut (DoRA, a bias
-            of its own); several ranks or scalings within one attention or feed-forward.
+            of its own); an adapter that changed the base (`bias`, PiSSA and its like) or trained what is cut as a whole
+            module; several ranks or scalings within one attention or feed-forward.
         PlanError: the plan does not fit.
     """
-    _check_adapter(model)
+    check_can_be_carried(model)
     dense = _base_below(copy.deepcopy(model))
     if pruned_state(dense) is not None:
         raise AdapterError("The base is pruned already; slice the adapter of the dense model.")
@@ -97,6 +99,8 @@ def slice_adapter(model: nn.Module, plan: PruningPlan, *, allow_other_weights: b
         lora_dropout=old.lora_dropout,
         task_type=old.task_type,
         modules_to_save=list(old.modules_to_save or ()) or None,
+        trainable_token_indices=old.trainable_token_indices,
+        ensure_weight_tying=old.ensure_weight_tying,
         # Norms that train are among the modules to save.
         train_norms=False,
         allow_other_weights=allow_other_weights,
@@ -120,9 +124,10 @@ def lift_adapter(model: nn.Module, dense: nn.Module) -> nn.Module:
         A PEFT model with PEFT's own `LoraConfig`.
 
     Raises:
-        AdapterError: another base, or one whose weights were corrected when it was pruned.
+        AdapterError: an adapter of which not all can come along, as for `slice_adapter`; another base, or one whose
+            weights were corrected when it was pruned.
     """
-    _check_adapter(model)
+    check_can_be_carried(model)
     config = cast(Any, model).peft_config[ADAPTER]
     if not isinstance(config, PruneLoraConfig):
         raise AdapterError("This adapter has no plan, so nothing was pruned; use it as it is.")
@@ -152,6 +157,8 @@ def lift_adapter(model: nn.Module, dense: nn.Module) -> nn.Module:
         lora_dropout=config.lora_dropout,
         task_type=config.task_type,
         modules_to_save=list(dict.fromkeys(saved)) or None,
+        trainable_token_indices=config.trainable_token_indices,
+        ensure_weight_tying=config.ensure_weight_tying,
     )
     lifted = cast(nn.Module, get_peft_model(cast(Any, dense), plain))
     lift_(model, lifted, plan)
@@ -165,19 +172,6 @@ def _base_below(model: nn.Module) -> nn.Module:
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, cast(Any, module).original_module)
     return cast(nn.Module, cast(Any, model).unload())
-
-
-def _check_adapter(model: nn.Module) -> None:
-    adapters = list(getattr(model, "peft_config", {}))
-    if adapters != [ADAPTER]:
-        found = f"the adapters {adapters}" if adapters else "no adapter"
-        raise AdapterError(f"The model has {found}; one with a single adapter named {ADAPTER!r} is needed.")
-    for name, module in model.named_modules():
-        layer = cast(Any, module)
-        if ADAPTER in getattr(module, "lora_A", ()) and (layer.lora_variant or layer.lora_bias[ADAPTER]):
-            raise AdapterError(f"{name} has a kind of LoRA that cannot be cut (DoRA, or a bias of its own). Merge it.")
-        if ADAPTER in getattr(module, "lora_embedding_A", ()):
-            raise AdapterError(f"{name} is an embedding with LoRA, which no plan speaks of. Merge it.")
 
 
 def _read_ranks(model: nn.Module, plan: PruningPlan) -> tuple[RankPlan, float]:

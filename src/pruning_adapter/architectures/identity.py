@@ -269,9 +269,11 @@ def dense_parameters(model: nn.Module) -> int:
 def _own_parameters(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of every parameter that is not an adapter's, under the name it has without one."""
     for name, parameter in module.named_parameters():
-        if "lora_" in name or ".modules_to_save." in name:
+        if "lora_" in name or ".modules_to_save." in name or ".trainable_tokens_delta." in name:
             continue
-        yield name.replace(".base_layer.", ".").replace(".original_module.", "."), parameter
+        for wrapper in (".token_adapter.", ".base_layer.", ".original_module."):
+            name = name.replace(wrapper, ".")
+        yield name, parameter
 
 
 def _count_norms(model: nn.Module) -> int:

@@ -7,9 +7,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pruning_adapter.architectures.limits import Limits
 from pruning_adapter.architectures.sites import Site, base_of
 from pruning_adapter.errors import ImportanceError
+from pruning_adapter.importance.faults import IGNORED, find_fault
 from pruning_adapter.importance.gates import Gate, gated_sites
+from pruning_adapter.processes import is_spread
 
 __all__ = ["check_seen", "count_tokens", "frozen_in_eval_mode", "gate_gradients", "labels_seen", "loss_of", "to_device"]
 
@@ -36,15 +39,15 @@ def frozen_in_eval_mode(model: nn.Module) -> Generator[None]:
             module.training = True
 
 
-def to_device(raw: object, device: torch.device, number: int, classes: int) -> dict[str, Tensor]:
-    """A batch on `device`, once its labels are known to be possible.
+def to_device(raw: object, device: torch.device, number: int, limits: Limits) -> dict[str, Tensor]:
+    """A batch on `device`, once it is known that the model can read it.
 
     Raises:
-        ImportanceError: no mapping, no labels, or labels that cannot be.
+        ImportanceError: no mapping, no labels, or what the model cannot read or learn from; see `find_fault`.
     """
     if not isinstance(raw, Mapping):
         raise ImportanceError(f"Batch {number} is a {type(raw).__name__}; a mapping of tensors is needed.")
-    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in raw.items()}
+    batch = cast("dict[str, Tensor]", dict(raw))
     labels = batch.get("labels", batch.get("start_positions"))
     if labels is None:
         raise ImportanceError(
@@ -58,15 +61,14 @@ def to_device(raw: object, device: torch.device, number: int, classes: int) -> d
         )
     if labels.shape[0] == 0:
         raise ImportanceError(f"Batch {number} is empty.")
+    fault = find_fault(batch, number, limits)
+    if fault is not None:
+        raise ImportanceError(fault)
     if "labels" in batch and not labels.is_floating_point():
         batch["labels"] = labels.long()
-        low, high = int(labels.min()), int(labels.max())
-        if labels.dim() == 1 and (low < 0 or high >= classes):
-            wrong = low if low < 0 else high
-            raise ImportanceError(
-                f"Batch {number} has the label {wrong}, but the model has the classes 0-{classes - 1}."
-            )
-    return batch
+    return {
+        name: value.to(device) if isinstance(cast(object, value), Tensor) else value for name, value in batch.items()
+    }
 
 
 def loss_of(
@@ -82,10 +84,31 @@ def loss_of(
     loss = outputs.loss
     if loss is None or not bool(torch.isfinite(loss)):
         raise ImportanceError(
-            f"The loss of batch {number} is {'missing' if loss is None else loss.item()}. Look for NaN in the weights "
-            "or inputs, labels outside the model's classes, or overflow (score in float32 or bfloat16, not float16)."
+            f"The loss of batch {number} is {'missing' if loss is None else loss.item()}"
+            f"{'' if loss is None else _whose(model, batch)}. Look for NaN in the weights or inputs, or overflow "
+            "(score in float32 or bfloat16, not float16)."
         )
     return outputs
+
+
+@torch.no_grad()
+def _whose(model: nn.Module, batch: Mapping[str, Any]) -> str:
+    """By which examples, as the end of a sentence: each is run by itself."""
+    if is_spread(model):
+        return ""
+    rows, guilty = len(batch["labels"] if "labels" in batch else batch["start_positions"]), list[str]()
+    for row in range(rows):
+        one = {
+            name: value[row : row + 1] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
+            for name, value in batch.items()
+        }
+        # The mean over no label is no number either.
+        nothing = "labels" in one and bool((one["labels"] == IGNORED).all())
+        if not nothing and not bool(torch.isfinite(model(**one).loss)):
+            guilty.append(str(row))
+    if len(guilty) in (0, rows):
+        return f", for all of its {rows} examples"
+    return f", by its example{'s' if len(guilty) > 1 else ''} {', '.join(guilty)} (counted from 0)"
 
 
 def gate_gradients(loss: Tensor, gates: Sequence[Gate], factors: Tensor) -> list[Tensor]:

@@ -8,14 +8,15 @@ autograd keeps only what the gates need and no weight gradient is ever allocated
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pruning_adapter.architectures.identity import dense_parameters, identify, pruned_state
-from pruning_adapter.architectures.sites import base_of, find_feed_forwards, find_sites
+from pruning_adapter.architectures.limits import limits_of
+from pruning_adapter.architectures.sites import find_feed_forwards, find_sites
 from pruning_adapter.architectures.spec import Kind
 from pruning_adapter.costs.macs import ModelMacs, count_model_macs
 from pruning_adapter.environment import versions
@@ -104,8 +105,10 @@ def measure_importance(
 
     Raises:
         ArchitectureError: the family is not supported.
-        ImportanceError: no batches, a batch without labels, one class only, a loss or score that is not finite; the
-            reduction "bertology" in several processes, because it depends on the order of the batches.
+        ImportanceError: no batches, a batch without labels, one class only; an example of padding only, with tokens,
+            labels or a length that the model does not know, or with a number that is not finite; a loss or score that
+            is not finite; the reduction "bertology" in several processes, because it depends on the order of the
+            batches.
         ProcessError: another process failed.
     """
     if reduction not in get_args(Reduction):
@@ -131,7 +134,7 @@ def measure_importance(
     reference = next(model.parameters())
     own = Tally.of_sites([site.units for site in sites], reference.device)
     running = [torch.zeros_like(total) for total in own.halves[0]]
-    classes = int(getattr(cast(Any, base_of(model)).config, "num_labels", 2))
+    limits = limits_of(model)
     shares = LossShares()
     # Half-precision gates would round their gradients; the hook casts them to the activations' type.
     dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
@@ -144,7 +147,7 @@ def measure_importance(
         with all_or_none():
             for number, (raw, counts) in enumerate(in_step(bar, needed=needed, repeat=repeat)):
                 if raw is not None:
-                    batch = to_device(raw, reference.device, number, classes)
+                    batch = to_device(raw, reference.device, number, limits)
                     size = batch_size(batch)
                     gates = [
                         Gate(site.units, batch=size, per_token=reduction == "token", dtype=dtype) for site in sites

@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pruning_adapter.errors import ImportanceError
+from pruning_adapter.importance.faults import IGNORED
 
-__all__ = ["IGNORED", "LossShares", "batch_size"]
-
-IGNORED = -100
-"""Transformers' label for "does not count"."""
+__all__ = ["LossShares", "batch_size"]
 
 
 def batch_size(batch: Mapping[str, Tensor]) -> int:

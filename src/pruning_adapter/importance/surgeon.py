@@ -17,16 +17,16 @@ correction is Hassibi and Stork's Optimal Brain Surgeon, by whole structures as 
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pruning_adapter.architectures.identity import dense_parameters, identify
+from pruning_adapter.architectures.limits import limits_of
 from pruning_adapter.architectures.sites import (
     Site,
-    base_of,
     find_feed_forwards,
     find_sites,
     is_plain,
@@ -192,6 +192,9 @@ class _Sums:
         """Hear what the output projection reads, and what the loss makes of its output."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            # Without gradients the examples of a bad batch are looked at one by one.
+            if not torch.is_grad_enabled():
+                return
             read = args[0].detach()
 
             # Each time it runs, where a block is applied several times.
@@ -238,14 +241,14 @@ def _run(
 ) -> tuple[int, int]:
     """Examples and tokens that were summed over."""
     reference = next(model.parameters())
-    classes = int(getattr(cast(Any, base_of(model)).config, "num_labels", 2))
+    limits = limits_of(model)
     sites, shares = [one.site for one in sums], LossShares()
     own = Tally.of_sites([], reference.device)
     dtype = torch.float64 if reference.dtype == torch.float64 else torch.float32
     spread = is_spread(model)
     with all_or_none():
         for number, (raw, counts) in enumerate(in_step(batches, needed=spread, repeat=spread)):
-            batch = to_device(raw, reference.device, number, classes)
+            batch = to_device(raw, reference.device, number, limits)
             size = batch_size(batch)
             gates = [Gate(site.units, batch=size, per_token=False, dtype=dtype) for site in sites]
             handles = [one.listen() for one in sums if one.site.units]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pruning_adapter.architectures.identity import identify, pruned_state
+from pruning_adapter.architectures.limits import limits_of
 from pruning_adapter.architectures.sites import base_of
 from pruning_adapter.checkpoint.merged import align_
 from pruning_adapter.errors import AdapterError, DataError
@@ -24,7 +25,6 @@ from pruning_adapter.serving.pack import PREFIX, TaskPack, check_pack_fits, read
 from pruning_adapter.surgery.prune import check_nothing_shared
 from pruning_adapter.training.base_model import load_base, load_tokenizer
 from pruning_adapter.training.examples import Example
-from pruning_adapter.training.faults import count_positions
 from pruning_adapter.training.tokenize import tokenize
 
 __all__ = ["Predictions", "PrunedTasks"]
@@ -237,7 +237,7 @@ class PrunedTasks:
         return load_tokenizer(cast(str, self._source)) if given is None else given
 
     def _longest(self, model: Any, asked: int | None) -> int:
-        positions, named = count_positions(model), int(self.tokenizer.model_max_length)
+        positions, named = limits_of(model).positions, int(self.tokenizer.model_max_length)
         if asked is not None:
             if positions is not None and asked > positions:
                 raise DataError(f"max_length {asked} is more than the {positions} tokens this model reads.")

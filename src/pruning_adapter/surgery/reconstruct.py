@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pruning_adapter.architectures.identity import PrunedState, pruned_state
+from pruning_adapter.architectures.limits import limits_of
 from pruning_adapter.architectures.sites import Site, features, find_all_sites, stores_inputs_first
 from pruning_adapter.architectures.spec import AttentionSpec
 from pruning_adapter.architectures.unit_index import columns_of_units
 from pruning_adapter.errors import DataError, PlanError
+from pruning_adapter.importance.faults import IGNORED, find_fault
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.processes import all_or_none, is_first
 from pruning_adapter.processes import alone as without_others
@@ -44,8 +46,6 @@ _AT_ONCE = 2**30
 """Bytes of sums that are held at once where several projections can be fitted in one pass; one always is."""
 _STRONG_RIDGE = 0.1
 """For a covariance of fewer tokens than inputs: it says nothing about most directions."""
-_IGNORED = -100
-"""Transformers' label for "does not count"."""
 
 
 def reconstruct_(
@@ -102,7 +102,8 @@ def reconstruct_(
     Raises:
         ProcessError: another process failed.
         PlanError: the plan does not fit, see `prune_`; "bias" where a projection has none; an impossible ridge.
-        DataError: no batches, batches of padding only, inputs that are not finite, or that do not reach some sub-layer.
+        DataError: no batches, inputs that do not reach some sub-layer, or an example of padding only, with tokens or a
+            length that the model does not know, or with numbers that are not finite.
         ArchitectureError: see `prune_`.
     """
     if inputs not in get_args(Inputs):
@@ -117,7 +118,7 @@ def reconstruct_(
     if plan.reconstruct == "bias":
         _check_biases(losses)
     with _in_eval_mode(model), torch.no_grad(), without_others(alone), all_or_none():
-        held = _hold(batches)
+        held = _hold(batches, model)
         losses = _in_order_of_execution(model, losses, held[0])
         fits = [_Fit(loss, only_bias=plan.reconstruct == "bias") for loss in losses]
         if inputs == "dense":
@@ -195,11 +196,14 @@ def _check_biases(losses: Sequence[_Loss]) -> None:
         )
 
 
-def _hold(batches: Iterable[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
-    held: list[Any] = list(batches)
+def _hold(batches: Iterable[Mapping[str, Tensor]], model: nn.Module) -> list[Mapping[str, Tensor]]:
+    held, limits = cast("list[Any]", list(batches)), limits_of(model)
     for number, batch in enumerate(held):
         if not isinstance(batch, Mapping):
             raise DataError(f"Batch {number} is a {type(batch).__name__}; a mapping of tensors is needed.")
+        fault = find_fault(_given_to(model, cast("Mapping[str, Tensor]", batch)), number, limits)
+        if fault is not None:
+            raise DataError(fault)
     if not held:
         raise DataError("No batches were given: an empty sample, or an iterator that was used up before.")
     return held
@@ -394,7 +398,7 @@ def _counts(batch: Mapping[str, Tensor], rows: int, reads_encoder: bool) -> Tens
         labels = batch.get("labels")
         candidates = [
             batch.get("decoder_attention_mask"),
-            None if labels is None or labels.is_floating_point() else labels != _IGNORED,
+            None if labels is None or labels.is_floating_point() else labels != IGNORED,
         ]
         # The decoder then reads the encoder's tokens, too (BART's classification).
         candidates += [] if "decoder_input_ids" in batch else [batch.get("attention_mask")]
@@ -405,14 +409,18 @@ def _counts(batch: Mapping[str, Tensor], rows: int, reads_encoder: bool) -> Tens
 
 
 def _to_device(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The batch where the model is. Labels go only where a decoder's inputs are made of them: no loss is needed."""
+    """What of the batch is given to the model, where it is."""
     device = next(model.parameters()).device
-    with_labels = bool(getattr(cast(Any, model).config, "is_encoder_decoder", False))
     return {
         name: value.to(device) if isinstance(cast(object, value), Tensor) else value
-        for name, value in batch.items()
-        if with_labels or name != "labels"
+        for name, value in _given_to(model, batch).items()
     }
+
+
+def _given_to(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Labels go only where a decoder's inputs are made of them: no loss is needed."""
+    with_labels = bool(getattr(cast(Any, model).config, "is_encoder_decoder", False))
+    return {name: value for name, value in batch.items() if with_labels or name != "labels"}
 
 
 def _bias(site: Site) -> Tensor | None:

@@ -7,16 +7,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pruning_adapter.architectures.limits import Limits, limits_of
 from pruning_adapter.errors import TrainingError
 
-__all__ = ["EXAMPLE", "LossWatch", "check_features", "count_positions", "number_features"]
+__all__ = ["EXAMPLE", "LossWatch", "check_features", "number_features", "usual_loss"]
 
 EXAMPLE = "example"
 """The column that tells which example a row of a batch is."""
+EXPLOSION = 1e4
+"""Times the usual loss: nothing is learnt beyond, and weights that give it are not worth a checkpoint."""
 SHOWN = 8
 """Examples that a message names, at the most."""
-POSITIONS = (".embeddings.position_embeddings", ".wpe", ".embed_positions")
-"""How the families call their table of positions."""
 
 
 def number_features(features: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -37,20 +38,17 @@ def check_features(features: Sequence[Mapping[str, Any]], model: nn.Module) -> N
     """
     if not features:
         raise TrainingError("There are no examples to train on; give at least one.")
-    config = cast(Any, model).config
-    classes = int(getattr(config, "num_labels", 0))
-    # None: one number or class is learnt, and the labels' type says which.
-    words, positions = _words(model), count_positions(model)
+    limits = limits_of(model)
     for number, feature in enumerate(features):
-        found = _find_fault(feature, classes=classes, words=words, positions=positions)
+        found = _find_fault(feature, limits)
         if found is not None:
             raise TrainingError(f"Example {number} of the training set (counted from 0) {found}")
 
 
-def _find_fault(feature: Mapping[str, Any], *, classes: int, words: int | None, positions: int | None) -> str | None:
+def _find_fault(feature: Mapping[str, Any], limits: Limits) -> str | None:
     if "labels" not in feature:
         return "has no label. Give every example one, or leave it out."
-    tokens = feature.get("input_ids")
+    tokens, words, positions = feature.get("input_ids"), limits.words, limits.positions
     if tokens is not None:
         mask = feature.get("attention_mask")
         if len(tokens) == 0 or (mask is not None and not any(mask)):
@@ -66,8 +64,8 @@ def _find_fault(feature: Mapping[str, Any], *, classes: int, words: int | None, 
         if not _all_finite(value):
             return f"holds a number in {name!r} that is not finite. Correct it, or leave the example out."
     label = feature["labels"]
-    if isinstance(label, int) and not 0 <= label < max(classes, 1):
-        return f"has the label {label}, but the model has the classes 0-{classes - 1}."
+    if isinstance(label, int) and not 0 <= label < max(limits.classes, 1):
+        return f"has the label {label}, but the model has the classes 0-{max(limits.classes, 1) - 1}."
     return None
 
 
@@ -83,35 +81,29 @@ def _all_finite(value: Any) -> bool:
     return bool(torch.isfinite(torch.as_tensor(value)).all())
 
 
-def _words(model: nn.Module) -> int | None:
-    embedding = cast(Any, model).get_input_embeddings()
-    return getattr(embedding, "num_embeddings", None)
-
-
-def count_positions(model: nn.Module) -> int | None:
-    """How many tokens of a text the model has weights of positions for; None where positions are computed."""
-    counts = [
-        # OPT and BART begin behind `offset` rows. Families that number positions from behind the padding's lose those
-        # up to it.
-        module.num_embeddings - getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
-        for name, module in model.named_modules()
-        if f".{name}".endswith(POSITIONS) and isinstance(module, nn.Embedding)
-    ]
-    return min(counts, default=None)
+def usual_loss(features: Sequence[Mapping[str, Any]]) -> float:
+    """About what the loss is before anything is learnt: of numbers, their mean square; else 1, as of a few classes."""
+    labels = [feature["labels"] for feature in features]
+    if not isinstance(labels[0], float):
+        return 1.0
+    return max(1.0, sum(float(label) ** 2 for label in labels) / len(labels))
 
 
 class LossWatch:
-    """Tells at which step, and by which examples, the loss stopped being a number.
+    """Tells at which step, and by which examples, the loss stopped being a number, or exploded on the way there.
 
     On a CPU it is looked at in every step, before weights change. On accelerators, where looking would make the device
     wait, it is written down, and looked at whenever `check` is called.
     """
 
-    def __init__(self, way_out: str) -> None:
+    def __init__(self, way_out: str, *, usual: float = 1.0) -> None:
         """Args:
         way_out: what to do, as the end of the message.
+        usual: see `usual_loss`. The first loss counts as usual too, where it is higher.
         """
         self._way_out = way_out
+        self._usual = usual
+        self._begun = False
         self._waiting: list[tuple[str, Tensor, Tensor]] = []
 
     def note(self, loss: Tensor, *, place: str, examples: Tensor, alone: Callable[[int], Tensor] | None = None) -> None:
@@ -124,37 +116,43 @@ class LossWatch:
             alone: the loss of one row of the batch, which finds the examples at fault.
 
         Raises:
-            TrainingError: it is not finite.
+            TrainingError: it is not finite, or has exploded.
         """
         if loss.device.type != "cpu":
             self._waiting.append((place, loss.detach(), examples))
-        elif not bool(torch.isfinite(loss)):
-            self._fail(place, loss, examples.tolist(), alone)
+        elif self._is_bad(loss.item()):
+            self._fail(place, loss.item(), examples.tolist(), alone)
 
     def check(self) -> None:
         """Look at all that was written down since the last time.
 
         Raises:
-            TrainingError: a loss is not finite; the first is named.
+            TrainingError: a loss is not finite or has exploded; the first is named.
         """
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        finite = torch.isfinite(torch.stack([loss for _, loss, _ in waiting])).tolist()
-        if not all(finite):
-            place, loss, examples = waiting[finite.index(False)]
-            self._fail(place, loss, examples.tolist(), None)
+        losses = torch.stack([loss for _, loss, _ in waiting]).tolist()
+        for (place, _, examples), loss in zip(waiting, losses, strict=True):
+            if self._is_bad(loss):
+                self._fail(place, loss, examples.tolist(), None)
 
-    def _fail(self, place: str, loss: Tensor, examples: list[int], alone: Callable[[int], Tensor] | None) -> None:
+    def _is_bad(self, loss: float) -> bool:
+        if not math.isfinite(loss):
+            return True
+        if not self._begun:
+            self._usual, self._begun = max(self._usual, abs(loss)), True
+        return abs(loss) > EXPLOSION * self._usual
+
+    def _fail(self, place: str, loss: float, examples: list[int], alone: Callable[[int], Tensor] | None) -> None:
         guilty = examples
         if alone is not None:
-            guilty = [
-                example for row, example in enumerate(examples) if not bool(torch.isfinite(alone(row).detach()).all())
-            ]
+            guilty = [example for row, example in enumerate(examples) if self._is_bad(alone(row).item())]
         if alone is not None and len(guilty) in (0, len(examples)):
             whose = f"for all of its {len(examples)} examples, so look at the weights, not at the data"
         else:
             named = ", ".join(map(str, guilty[:SHOWN])) + (", ..." if len(guilty) > SHOWN else "")
             whose = f"the training set's example{'s' if len(guilty) > 1 else ''} {named} (counted from 0)"
             whose = f"{'by' if alone is not None else 'in the batch of'} {whose}"
-        raise TrainingError(f"The training loss is {loss.item()} at {place}, {whose}. {self._way_out}")
+        exploded = f"; {self._usual:.3g} was usual, and it has exploded" if math.isfinite(loss) else ""
+        raise TrainingError(f"The training loss is {loss} at {place}, {whose}{exploded}. {self._way_out}")

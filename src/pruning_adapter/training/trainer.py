@@ -24,10 +24,10 @@ from transformers import (
 )
 
 from pruning_adapter.errors import OutputError, TrainingError
-from pruning_adapter.processes import first_says, is_first, is_spread, process_count, process_number
+from pruning_adapter.processes import all_or_none, first_says, is_first, is_spread, process_count, process_number
 from pruning_adapter.reading import read_object
 from pruning_adapter.training.distill import TEACHER, distillation_loss
-from pruning_adapter.training.faults import EXAMPLE, LossWatch, check_features, number_features
+from pruning_adapter.training.faults import EXAMPLE, LossWatch, check_features, number_features, usual_loss
 from pruning_adapter.training.length_groups import LengthGroups
 from pruning_adapter.training.recipes import Method, Recipe
 from pruning_adapter.training.same_model import ensure_same_model_
@@ -95,8 +95,8 @@ def train_(
     Raises:
         OutputError: a checkpoint that cannot be written.
         TrainingError: examples that the model cannot learn from (see `check_features`), a loss that is not a finite
-            number, a batch size that `accumulate` and the processes do not divide, or processes that hold different
-            models.
+            number or exploded, a batch size that `accumulate` and the processes do not divide, or processes that hold
+            different models.
     """
     check_features(features, model)
     ensure_same_model_(model)
@@ -185,8 +185,8 @@ def make_trainer(
     # the whole global batch; classifiers ignore that number, so the gradients would grow with the accumulation steps.
     trainer.model_accepts_loss_kwargs = False
     trainer.group_by_length = recipe.group_by_length
-    trainer.watch = LossWatch(_way_out(arguments))
-    trainer.add_callback(_StopAtNan(trainer.watch))
+    trainer.watch = LossWatch(_way_out(arguments), usual=usual_loss(features))
+    trainer.add_callback(_StopAtFaults(trainer))
     return trainer
 
 
@@ -195,6 +195,8 @@ class _Trainer(Trainer):
 
     group_by_length = False
     watch: LossWatch
+    _seen: tuple[dict[str, Any], Tensor] | None = None
+    """The last batch, and the numbers of its examples."""
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -202,15 +204,39 @@ class _Trainer(Trainer):
         examples = inputs.pop(EXAMPLE, None)
         found = self._loss(model, dict(inputs), return_outputs, num_items_in_batch)
         if examples is not None:
-
-            def alone(row: int) -> Tensor:
-                one = {name: value[row : row + 1] for name, value in inputs.items()}
-                with torch.no_grad():
-                    return self._loss(model, one, False, None)
-
-            loss = found[0] if return_outputs else found
-            self.watch.note(loss, place=self._place(), examples=examples, alone=alone)
+            self._seen = dict(inputs), examples
+            self._look_at(found[0] if return_outputs else found, model, self._place())
         return found
+
+    def look_again(self) -> None:
+        """Compute the last batch once more: what the last step made of the weights is in no loss yet.
+
+        Raises:
+            TrainingError: its loss is no longer finite, or exploded.
+        """
+        model = cast(nn.Module, self.model)
+        if self._seen is None or not model.training:
+            return
+        # No dropout: it would draw from the generator, and the next epoch be another one.
+        model.eval()
+        try:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self._loss(model, dict(self._seen[0]), False, None)
+        finally:
+            model.train()
+        with all_or_none():
+            self._look_at(loss, model, f"the end of step {self.state.global_step}, on its batch")
+            self.watch.check()
+
+    def _look_at(self, loss: Tensor, model: nn.Module, place: str) -> None:
+        inputs, examples = cast("tuple[dict[str, Any], Tensor]", self._seen)
+
+        def alone(row: int) -> Tensor:
+            one = {name: value[row : row + 1] for name, value in inputs.items()}
+            with torch.no_grad():
+                return self._loss(model, one, False, None)
+
+        self.watch.note(loss, place=place, examples=examples, alone=alone)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
@@ -301,12 +327,12 @@ def _way_out(args: TrainingArguments) -> str:
     )
 
 
-class _StopAtNan(TrainerCallback):
-    def __init__(self, watch: LossWatch) -> None:
-        self._watch = watch
+class _StopAtFaults(TrainerCallback):
+    def __init__(self, trainer: _Trainer) -> None:
+        self._trainer = trainer
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._watch.check()
+        self._trainer.watch.check()
         logs = cast("dict[str, float]", kwargs.get("logs") or {})
         for name in ("loss", "grad_norm"):
             value = logs.get(name)
@@ -316,13 +342,13 @@ class _StopAtNan(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._watch.check()
-        # What comes of the last step's update is in no loss yet.
+        self._trainer.watch.check()
         for name, parameter in cast(nn.Module, kwargs["model"]).named_parameters():
             if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
                 raise TrainingError(
                     f"The weight {name} is no longer a finite number after step {state.global_step}. {_way_out(args)}"
                 )
+        self._trainer.look_again()
 
 
 class _StopAfter(TrainerCallback):

@@ -388,3 +388,17 @@ def test_a_damaged_config_is_said_before_the_hub_is_asked(run: Path, tmp_path: P
     (tmp_path / "run" / "merged" / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         push_run(tmp_path / "run", "somebody/small")
+
+
+@pytest.mark.parametrize("linked", ["merged/notes.txt", "merged", "base"])
+def test_nothing_is_pushed_that_lies_elsewhere(run: Path, tmp_path: Path, linked: str) -> None:
+    mine, secret = Path(shutil.copytree(run, tmp_path / "run")), tmp_path / "secret"
+    if (mine / linked).exists():
+        (mine / linked).rename(secret)
+    else:
+        secret.write_text("a password")
+    (mine / linked).symlink_to(secret)
+    with pytest.raises(
+        CheckpointError, match=rf"{linked}.* is, or lies in, a link to what lies elsewhere.* Put a copy"
+    ):
+        push_run(mine, "somebody/small", adapter=linked == "base")

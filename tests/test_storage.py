@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from pruning_adapter import reading, storage
 from pruning_adapter.errors import CheckpointError, OutputError
-from pruning_adapter.storage import read_json, replace_file, replace_folder, write_json, write_text
+from pruning_adapter.run_folder import clear_leftovers
+from pruning_adapter.storage import (
+    read_json,
+    replace_file,
+    replace_folder,
+    write_json,
+    write_text,
+    write_through_memory,
+)
 
 KIND = "made-up kind"
 
@@ -283,26 +291,53 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(
     assert {path.name for path in link.parent.iterdir()} == {"folder", "link"}
 
 
+MARK = "unfinished-by-pruning-adapter-"
+
+
+def names_aside(target: Path) -> set[str]:
+    """What stands beside `target` while it is written, and something within that."""
+    with replace_file(target) if target.suffix else replace_folder(target) as aside:
+        if target.suffix:
+            with replace_file(aside) as deeper:
+                return {aside.name, deeper.name}
+        with replace_folder(aside) as deeper:
+            return {aside.name, deeper.name}
+
+
 def test_what_a_killed_process_left_goes_and_nothing_else(old_folder: Path) -> None:
-    folder = old_folder.parent
-    asides = (".folder.abcd_123", "..folder.abcd_123.efgh4567", ".plan.json.abcd_123.json", ".folder.efgh4567.old")
-    others = (
+    folder, targets = old_folder.parent, ("folder", "plan.json", "model.pt2", "model.onnx")
+    asides = {name for target in targets for name in names_aside(folder / target)}
+    assert len(asides) == 8
+    (old_folder / "old.txt").write_text("old", encoding="utf-8")
+    asides.add(f".folder.{MARK}efgh4567.old")
+    others = {
         ".folder.mine",
-        ".other.abcd_123",
-        ".plan.json.abcd_123.txt",
-        "folder.abcd_123",
-        ".plan.json.abcd_123x.json",
-    )
+        ".folder.abcd_123",
+        f".other.{MARK}abcd_123",
+        f".plan.json.{MARK}abcd_123.txt",
+        f"folder.{MARK}abcd_123",
+        f".plan.json.{MARK}abcd_123x.json",
+    }
     for name in (*asides, *others):
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
         (folder / name / "file").write_text("half", encoding="utf-8")
-    storage.remove_leftovers(folder, {"folder", "plan.json"})
-    assert {path.name for path in folder.iterdir()} == {"folder", *others}
+    storage.remove_leftovers(folder, targets)
+    assert {path.name for path in folder.iterdir()} - set(targets) == others
     assert tree(old_folder) == {"old.txt": "old"}
 
 
+def test_a_users_hidden_files_beside_those_of_a_run_stay(tmp_path: Path) -> None:
+    """Such names were once taken for those of files that a killed run had left."""
+    files = (".plan.json.original", ".result.json.20260131", ".merged.previous/model.safetensors", ".base.download/x")
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine", encoding="utf-8")
+    clear_leftovers(tmp_path)
+    assert tree(tmp_path) == dict.fromkeys(files, "mine")
+
+
 def test_an_old_folder_that_stepped_aside_comes_back(old_folder: Path) -> None:
-    old_folder.rename(old_folder.with_name(".folder.abcd_123.old"))
+    old_folder.rename(old_folder.with_name(f".folder.{MARK}abcd_123.old"))
     storage.remove_leftovers(old_folder.parent, {"folder"})
     assert tree(old_folder) == {"old.txt": "old"}
 
@@ -314,6 +349,13 @@ def test_removing_a_link_leaves_what_it_points_to(old_folder: Path) -> None:
     storage.remove(old_folder.with_name("nothing"))
     assert [path.name for path in link.parent.iterdir()] == ["folder"]
     assert tree(old_folder) == {"old.txt": "old"}
+
+
+def test_what_is_written_through_memory_is_all_there_or_an_error_of_the_system(old_file: Path) -> None:
+    write_through_memory(old_file, lambda file: file.write(b"new"))
+    assert old_file.read_text(encoding="utf-8") == "new"
+    with pytest.raises(OSError, match="Not a directory"):
+        write_through_memory(old_file / "below", lambda file: file.write(b"new"))
 
 
 # ---- JSON

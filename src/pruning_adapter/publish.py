@@ -15,6 +15,7 @@ from pruning_adapter.reading import read_object
 from pruning_adapter.reporting.card import CARD, PICTURE, write_card
 from pruning_adapter.reporting.card_text import Kind
 from pruning_adapter.run_folder import check_needs
+from pruning_adapter.storage import stays_in
 
 __all__ = ["push_run"]
 
@@ -56,7 +57,7 @@ def push_run(
         card: a Markdown file in place of the card that is made from result.json.
 
     Raises:
-        CheckpointError: a step of the run is missing.
+        CheckpointError: a step of the run is missing, or a file of it is a link to what lies elsewhere.
         OutputError: the Hub refuses, cannot be reached, or holds something that this would break.
     """
     folder = Path(folder)
@@ -68,9 +69,9 @@ def push_run(
     result = Result.load(folder / "result.json")
     base = folder / "base" if adapter and (folder / "base").is_dir() else None
     with tempfile.TemporaryDirectory() as made:
-        files = _collect(source, Path(made))
+        files = _collect(source, Path(made), folder)
         if base is not None:
-            files |= {f"base/{name}": file for name, file in _collect(base, Path(made) / "base").items()}
+            files |= {f"base/{name}": file for name, file in _collect(base, Path(made) / "base", folder).items()}
         if adapter:
             _say_base(files["adapter_config.json"], result)
         files |= _make_card(result, Path(made), kind, repo_id, base=base, license_id=license_id, card=card)
@@ -84,10 +85,16 @@ def _way_to(kind: Kind, method: str) -> str:
     return "Run `pruning-adapter run --resume` first."
 
 
-def _collect(source: Path, made: Path) -> dict[str, Path]:
+def _collect(source: Path, made: Path, run: Path) -> dict[str, Path]:
     """The files to push, by their name in the repository; those that name places are mended in `made`."""
     made.mkdir(parents=True, exist_ok=True)
     files = {file.name: file for pattern in FILES for file in sorted(source.glob(pattern)) if file.is_file()}
+    for file in files.values():
+        if not (stays_in(file, source) and stays_in(source, run)):
+            raise CheckpointError(
+                f"{file} is, or lies in, a link to what lies elsewhere, and nothing from elsewhere is pushed. Put a "
+                "copy in its place, or remove it."
+            )
     for name in ("config.json", "adapter_config.json", "tokenizer_config.json"):
         if name in files:
             content = read_object(files[name], "config")

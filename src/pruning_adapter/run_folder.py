@@ -1,18 +1,21 @@
 """The folder of a run: which files each step writes and reads, and what may be written or replaced."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 from pruning_adapter.errors import CheckpointError, OutputError
-from pruning_adapter.storage import remove, remove_leftovers
+from pruning_adapter.storage import remove, remove_leftovers, stays_in
 
 __all__ = [
     "BESIDE",
     "LOCK",
+    "ROUNDS",
     "STEPS",
     "check_folder",
+    "check_links",
     "check_needs",
     "check_step",
     "clear_leftovers",
@@ -23,6 +26,8 @@ __all__ = [
 _LOGGER = logging.getLogger(__name__)
 LOCK = ".lock"
 SETTINGS = "settings.json"
+ROUNDS = "rounds"
+"""Where all rounds but the last lie, by number, each as a run's folder."""
 CARD = ("README.md", "pruning.png")
 
 STEPS = {
@@ -35,7 +40,7 @@ STEPS = {
 }
 """What each step writes, in their order."""
 BESIDE = {
-    "importance": ("start", "start-checkpoints", "rounds", "sweep.json", "sweep.png"),
+    "importance": ("start", "start-checkpoints", ROUNDS, "sweep.json", "sweep.png"),
     "plan": ("latency.json",),
     "train": ("base", "checkpoints", "logs"),
     "merge": ("model.onnx", "model-int8.onnx", "model.pt2", "stock", "uniform", "transformers4"),
@@ -43,6 +48,8 @@ BESIDE = {
     "evaluate": tuple(f"{folder}/{file}" for folder in ("merged", "adapter") for file in CARD),
 }
 """What came of a step on the way: it goes when the step is done anew, and keeps no step from being done."""
+WRITTEN_INTO = ("start-checkpoints", "checkpoints", "logs", ROUNDS)
+"""Folders that are written file by file, not replaced as a whole."""
 NEEDS = {
     "plan": ("importance.json", "importance"),
     "train": ("plan.json", "plan"),
@@ -66,6 +73,25 @@ def check_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
             f"The output folder {folder} exists and is not empty. Go on with --resume, replace its run with "
             "--overwrite, or name another folder."
         )
+
+
+def check_links(folder: Path, names: Collection[str] = WRITTEN_INTO) -> None:
+    """Make sure that nobody writes through a link out of `folder`: what lies elsewhere is not the run's.
+
+    Args:
+        folder: of a run, or another.
+        names: of the folders in it that are written into, one level deep.
+
+    Raises:
+        OutputError: which link.
+    """
+    for place in (folder / name for name in names):
+        for path in (place, *sorted(place.glob("*/"))):
+            if not stays_in(path, folder):
+                raise OutputError(
+                    f"{path} is a link out of {folder}, and no step writes through one. Remove the link; the whole "
+                    "folder may be one."
+                )
 
 
 def lock_folder(folder: Path, *, wait: bool = False) -> BaseFileLock:
@@ -139,3 +165,6 @@ def clear_leftovers(folder: Path) -> None:
     for place, names in names_in.items():
         if place.is_dir() and not place.is_symlink():
             remove_leftovers(place, names)
+    for number in sorted((folder / ROUNDS).glob("*/")):
+        if not (number.parent.is_symlink() or number.is_symlink()):
+            clear_leftovers(number)

@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,22 @@ from safetensors import SafetensorError
 from pruning_adapter.errors import CheckpointError, OutputError
 from pruning_adapter.reading import read_object
 
-__all__ = ["read_json", "remove", "remove_leftovers", "replace_file", "replace_folder", "write_json", "write_text"]
+__all__ = [
+    "read_json",
+    "remove",
+    "remove_leftovers",
+    "replace_file",
+    "replace_folder",
+    "stays_in",
+    "write_json",
+    "write_text",
+    "write_through_memory",
+]
 
-# What `tempfile` puts behind a name, once more for what is written aside within what is, and what follows it here.
-_ASIDE = re.compile(r"\.+(?P<name>.+?)(?:\.[a-z0-9_]{8})+(?P<end>\.[a-z]+)?")
+# In the name of all that is written aside: nobody calls a file of his own so.
+_MARK = "unfinished-by-pruning-adapter-"
+# Behind it stands what `tempfile` draws; all of it once more for what is written aside within what is.
+_ASIDE = re.compile(rf"\.+(?P<name>.+?)(?:\.{_MARK}[a-z0-9_]{{8}}(?P<end>\.[a-z0-9]+)?)+")
 _OLD = ".old"
 # Of Linux's renameat2 (since 3.15).
 _HERE, _EXCHANGE = -100, 2
@@ -37,7 +50,7 @@ def replace_file(path: str | Path) -> Generator[Path]:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.{_MARK}", suffix=target.suffix, dir=target.parent)
         os.close(handle)
     except OSError as error:
         raise OutputError(_cannot_write(target, error)) from error
@@ -60,7 +73,8 @@ def replace_folder(path: str | Path) -> Generator[Path]:
     """Yield an empty folder beside `path`; on success it replaces `path` as a whole, on failure it is removed.
 
     On Linux the two change places in one step, so that also a process that is killed leaves the one or the other.
-    Elsewhere one that is killed between two renames leaves the old folder beside, as `.name.<8 letters>.old`.
+    Elsewhere one that is killed between two renames leaves the old folder beside, under a hidden name that ends in
+    `.old`.
     A link is replaced; what it points to stays.
 
     Raises:
@@ -71,7 +85,7 @@ def replace_folder(path: str | Path) -> Generator[Path]:
         raise OutputError(f"{target} is a file, where a folder is to be written; name another place.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.{_MARK}", dir=target.parent))
         aside.chmod(0o777 & ~_umask())
     except OSError as error:
         raise OutputError(_cannot_write(target, error)) from error
@@ -127,6 +141,12 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def stays_in(path: Path, folder: Path) -> bool:
+    """Whether what `path` names lies below `folder` when links are followed."""
+    # As `Path.resolve`, which raises where links go in circles.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
     """Remove what a killed process left beside the files and folders `names` while it wrote them.
 
@@ -140,6 +160,18 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
             path.rename(folder / found["name"])
         else:
             remove(path)
+
+
+def write_through_memory(path: Path, save: Callable[[BytesIO], object]) -> None:
+    """Write what `save` puts into a file, for writers that do not survive a full disk: PyTorch's end the process.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = BytesIO()
+    save(content)
+    with path.open("wb") as file:
+        file.write(content.getbuffer())
 
 
 def write_text(path: str | Path, text: str) -> None:

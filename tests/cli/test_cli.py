@@ -810,6 +810,17 @@ def test_an_interrupt_says_how_to_go_on(
     assert names(tmp_path / "run") == {"settings.json"}
 
 
+def test_a_link_out_of_the_folder_is_refused_before_anything_is_written(call: Call, base: Path, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for each in (folder, elsewhere):
+        each.mkdir()
+    (folder / "checkpoints").symlink_to(elsewhere)
+    for words in (("run", *options(base, folder), "--resume"), ("importance", *options(base, folder))):
+        assert_refused(call(*words), r"checkpoints is a link out of .*run, and no step writes through one\. Remove")
+        assert names(folder) == {"checkpoints"}
+    assert names(elsewhere) == set()
+
+
 def test_brackets_in_names_are_shown_as_they_are(call: Call, base: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(base / "model", tmp_path / "a[bold]b[]c"))
     outcome = call("run", *options(base, tmp_path / "r[bold]un", model=model))
@@ -827,6 +838,20 @@ def test_the_merged_model_is_exported_for_onnxruntime(call: Call, tmp_path: Path
     again = call("export", "--onnx", "--model", tmp_path / "model", "--output-dir", tmp_path)
     assert again.status == 2
     assert "model.onnx exists already; replace it with --overwrite" in again.err
+
+
+def test_eight_bit_weights_alone_leave_an_earlier_model_as_it_is(call: Call, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    save_model(tmp_path / "model")
+    (tmp_path / "model.onnx").write_text("mine")
+    words = ("export", "--int8", "--model", tmp_path / "model", "--output-dir", tmp_path)
+    for more in ((), ("--overwrite",)):
+        outcome = call(*words, *more)
+        assert (outcome.status, outcome.err) == (0, "")
+        assert outcome.out.startswith("ONNX, 8-bit weights: ")
+        assert (tmp_path / "model.onnx").read_text() == "mine"
+    assert names(tmp_path) == {"model", "model.onnx", "model-int8.onnx"}
+    assert "model-int8.onnx exists already; replace it with --overwrite" in call(*words).err
 
 
 def test_the_merged_model_is_exported_for_those_who_have_nothing_of_ours(call: Call, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -183,6 +184,38 @@ def test_an_error_in_one_process_ends_both_with_one_message(place: Path, tmp_pat
     assert "error:" not in first[2]
     assert "Traceback" not in first[2] + second[2]
     assert not (tmp_path / "run" / "settings.json").exists()
+
+
+VERB_AFTER_VERB = """
+import os, shlex, sys
+from pruning_adapter import cli
+launched = dict(os.environ)
+for line in sys.argv[1:]:
+    os.environ |= launched
+    sys.argv = ["pruning-adapter", *shlex.split(line)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        print("status of", line.split()[0], end.code, file=sys.__stdout__, flush=True)
+"""
+
+
+def test_what_one_process_does_the_others_leave_to_it(place: Path, tmp_path: Path) -> None:
+    """They neither wait for the folder's lock nor take it."""
+    verbs = {
+        "run": shlex.join(options(place)),
+        "plan": "--dry-run",
+        "report": "",
+        "export": "--stock",
+        "merge": "--overwrite",
+    }
+    lines = [f"{verb} {more} --output-dir {shlex.quote(str(tmp_path / 'run'))}" for verb, more in verbs.items()]
+    first, second = start_two(VERB_AFTER_VERB, lines)
+    statuses = [f"status of {verb} 0" for verb in verbs]
+    assert second[1].splitlines() == statuses, second[2]
+    assert [line for line in first[1].splitlines() if line.startswith("status of")] == statuses, first[2]
+    assert first[1].count("Padded with zeros:") == first[1].count("Merged:") == 1
+    assert "error: " not in first[2] + second[2]
 
 
 def train_spread(rank: int, place: Path, folder: Path) -> None:

@@ -257,6 +257,20 @@ def test_a_run_has_cards_for_what_it_made(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "merged"]
 
 
+def test_no_card_is_written_through_a_link_out_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run / "moved", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text("mine")
+    (run / "merged").symlink_to(elsewhere)
+    (run / "adapter").symlink_to("moved")
+    write_cards(result(), run)
+    assert [path.name for path in elsewhere.iterdir()] == ["README.md"]
+    assert (elsewhere / "README.md").read_text() == "mine"
+    assert "merged is a link out of" in caplog.text
+    assert (run / "moved" / "README.md").read_text() != "mine"
+
+
 def test_the_picture_repeats_to_the_byte_and_shows_what_there_is(tmp_path: Path) -> None:
     draw_pruning(PRUNING, tmp_path / "one.png")
     draw_pruning(PRUNING, tmp_path / "two.png")

@@ -1,6 +1,9 @@
 """A training that is left off, loses units, and goes on."""
 
 import json
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 import pruning_adapter as pa
 from conformance import make_plan, one_thread
 from pruning_adapter.adapter.carry import carry_moments
-from pruning_adapter.errors import CheckpointError
+from pruning_adapter.errors import CheckpointError, OutputError
+from pruning_adapter.training import trainer
 from pruning_adapter.training.continuation import carry_checkpoint
 from pruning_adapter.training.recipes import RECIPES
 from pruning_adapter.training.trainer import MOMENTS, last_complete_checkpoint, make_trainer, train_
@@ -161,3 +166,37 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path: Path, tokenizer: Any)
     with pytest.raises(CheckpointError, match=r"checkpoint-6 is damaged or incomplete \(.+\)\. Train again\."):
         go_on(dense, checkpoint, tmp_path / "pruned", tokenizer)
     assert not list((tmp_path / "pruned").glob("checkpoint-*"))
+
+
+@contextmanager
+def disk_for_files_below(size: int) -> Generator[None]:
+    """While the context lasts, no file grows beyond `size` bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_no_half_checkpoint(tmp_path: Path, tokenizer: Any) -> None:
+    dense, checkpoint = leave_off(0.5, tmp_path / "dense", tokenizer)
+    # The adapter fits, and the optimizer's state, which is twice as large, does not.
+    with (
+        disk_for_files_below((checkpoint / "optimizer.pt").stat().st_size // 2 + 10_000),
+        pytest.raises(OutputError, match=r"Cannot write .*checkpoint-6: File too large\. What was there before is"),
+    ):
+        go_on(dense, checkpoint, tmp_path / "pruned", tokenizer)
+    assert list((tmp_path / "pruned").iterdir()) == []
+    go_on(dense, checkpoint, tmp_path / "pruned", tokenizer)
+
+
+def test_a_full_disk_at_the_last_file_of_a_checkpoint_is_one_clear_error(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(trainer, "save_file", fail)
+    with pytest.raises(OutputError, match=r"Cannot write a checkpoint into .*No space left on device .*--resume"):
+        leave_off(0.5, tmp_path / "dense", tokenizer)

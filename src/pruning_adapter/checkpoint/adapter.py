@@ -1,10 +1,12 @@
 """Saving an adapter of a model that one process holds, or several."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
+from pruning_adapter.checkpoint.replaceable import check_adapter_replaceable
 from pruning_adapter.processes import first_does, is_spread
 from pruning_adapter.storage import replace_folder
 
@@ -19,13 +21,14 @@ def save_adapter(model: nn.Module, folder: str | Path, *, tokenizer: Any = None)
 
     Args:
         model: a PEFT model.
-        folder: to write; one that holds an adapter is replaced as a whole.
+        folder: to write; one that holds an adapter is replaced as a whole, any other is refused.
         tokenizer: saved beside it, if there is one.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or holds something else than an adapter.
         ProcessError: in the other processes, if the first failed.
     """
+    first_does(partial(check_adapter_replaceable, Path(folder)))
     state = _gather_trained(model) if is_spread(model) else None
 
     def write() -> None:

@@ -12,13 +12,14 @@ from pruning_adapter.architectures.sites import is_plain
 from pruning_adapter.checkpoint.hub import HUB_OPTIONS, find_model, note_commit_
 from pruning_adapter.checkpoint.plausible import build_empty, read_config
 from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
+from pruning_adapter.checkpoint.replaceable import check_replaceable
 from pruning_adapter.checkpoint.shards import read_index
-from pruning_adapter.errors import AdapterError, CheckpointError, OutputError
+from pruning_adapter.errors import AdapterError, CheckpointError
 from pruning_adapter.storage import replace_folder
 from pruning_adapter.surgery.fuse import fuse_
 from pruning_adapter.surgery.linear import ALIGNMENT
 
-__all__ = ["align_", "check_plain", "check_replaceable", "find_class", "load_pruned", "merge", "save_pruned"]
+__all__ = ["align_", "check_plain", "find_class", "load_pruned", "merge", "save_pruned"]
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -68,23 +69,6 @@ def check_plain(model: nn.Module) -> None:
         raise AdapterError(
             "The weights were quantised in memory, which no checkpoint can say. Save the model that is not quantised."
         )
-
-
-def check_replaceable(folder: Path) -> None:
-    """Refuse to replace anything but a saved model.
-
-    Raises:
-        OutputError: `folder` is a file, or holds something else.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; name a folder.")
-    if not folder.is_dir():
-        return
-    parts = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "pruning.png")
-    strange = [path.name for path in sorted(folder.iterdir()) if not any(path.match(part) for part in parts)]
-    if any(folder.iterdir()) and (strange or not (folder / "config.json").is_file()):
-        shown = strange[0] if strange else next(folder.iterdir()).name
-        raise OutputError(f"{folder} holds {shown!r}, so it is no saved model to replace; name another folder.")
 
 
 def load_pruned(path: str | Path, *, fuse: bool = False, **kwargs: Any) -> Any:

@@ -12,8 +12,9 @@ from torch import nn
 from pruning_adapter.architectures.identity import CONFIG_FIELD
 from pruning_adapter.checkpoint.companions import copy_companions
 from pruning_adapter.checkpoint.logits_only import first_line, largest_difference
-from pruning_adapter.checkpoint.merged import check_plain, check_replaceable, merge
+from pruning_adapter.checkpoint.merged import check_plain, merge
 from pruning_adapter.checkpoint.older_names import older_names
+from pruning_adapter.checkpoint.replaceable import check_replaceable
 from pruning_adapter.errors import OutputError
 from pruning_adapter.reading import read_object
 

@@ -17,6 +17,7 @@ from pruning_adapter.checkpoint.companions import copy_companions
 from pruning_adapter.checkpoint.hub import find_model, find_tokenizer
 from pruning_adapter.checkpoint.merged import find_class
 from pruning_adapter.checkpoint.plausible import build_empty, read_config
+from pruning_adapter.checkpoint.replaceable import check_replaceable
 from pruning_adapter.checkpoint.shards import INDEX, WHOLE, read_index
 from pruning_adapter.errors import CheckpointError, PlanError
 from pruning_adapter.planning.pruning_plan import PruningPlan
@@ -44,7 +45,7 @@ def prune_checkpoint(
     Args:
         path: folder of a dense checkpoint in safetensors, in one file or sharded; or a hub id.
         plan: see `plan_pruning`.
-        out: folder to write. One that holds a saved model is replaced as a whole, at the end.
+        out: folder to write. One that holds a saved model is replaced as a whole, at the end; any other is refused.
         revision: of the hub id.
         shard_bytes: of a file of the result, at the most, if no single tensor is larger.
         allow_other_weights: see `prune_`.
@@ -52,13 +53,14 @@ def prune_checkpoint(
     Raises:
         PlanError: the plan was made for another model, or asks for a reconstruction.
         CheckpointError: no such checkpoint here nor on the Hub, not in safetensors, damaged, or pruned already.
-        OutputError: `out` cannot be written.
+        OutputError: `out` cannot be written, or holds something else than a saved model.
     """
     if plan.reconstruct != "none":
         raise PlanError(
             f'The plan asks for reconstruct="{plan.reconstruct}", which needs the model and examples: use '
             "reconstruct_(model, plan, batches)."
         )
+    check_replaceable(Path(out))
     folder = _fetch(path, revision)
     model = _build_empty(folder)
     source = _Source(folder, model)

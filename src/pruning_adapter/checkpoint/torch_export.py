@@ -17,7 +17,7 @@ from pruning_adapter.checkpoint.logits_only import (
     traceable_copy,
 )
 from pruning_adapter.errors import OutputError
-from pruning_adapter.storage import replace_file
+from pruning_adapter.storage import replace_file, write_through_memory
 
 __all__ = ["export_program"]
 
@@ -46,7 +46,7 @@ def export_program(model: nn.Module, path: str | Path) -> float:
 
     Raises:
         OutputError: the model has parts that cannot be exported, the path has another ending, or the logits differ by
-            more than 1e-4.
+            more than 1e-4; or the file cannot be written.
     """
     if Path(path).suffix != ".pt2":
         raise OutputError(f'{path} does not end in ".pt2", as programs of torch.export must.')
@@ -63,7 +63,7 @@ def export_program(model: nn.Module, path: str | Path) -> float:
             raise OutputError(f"This {type(plain).__name__} cannot be exported: {first_line(error)}") from error
         _check_plain_tensors(program)
         program.example_inputs = None
-        torch.export.save(program, aside)
+        write_through_memory(aside, lambda file: torch.export.save(program, file))
         run = torch.export.load(aside).module()
 
         def logits(given: Mapping[str, Tensor]) -> Tensor:

@@ -43,9 +43,7 @@ def export(
     ] = False,
     int8: Annotated[
         bool,
-        typer.Option(
-            "--int8", help="As ONNX with 8-bit weights as well; writes model-int8.onnx.", rich_help_panel=_FILES
-        ),
+        typer.Option("--int8", help="As ONNX with 8-bit weights; writes model-int8.onnx.", rich_help_panel=_FILES),
     ] = False,
     torch_export: Annotated[
         bool,
@@ -66,8 +64,10 @@ def export(
     """Export merged/ to what loads it without this package. What loads where: docs/loads-anywhere.md."""
     from pruning_adapter.errors import CheckpointError, OutputError
 
+    # First of all: of several processes only one may look at, and hold, the folder.
+    prepare_libraries(threads=threads, verbose=verbose)
     folders = {"stock": stock, "uniform": uniform_heads, "transformers4": transformers4}
-    files = {"model.onnx": onnx or int8, "model-int8.onnx": int8, "model.pt2": torch_export}
+    files = {"model.onnx": onnx, "model-int8.onnx": int8, "model.pt2": torch_export}
     wanted = [output_dir / name for name, chosen in (folders | files).items() if chosen]
     if not wanted:
         raise OutputError(
@@ -80,7 +80,6 @@ def export(
     if there and not overwrite:
         raise OutputError(f"{there[0]} exists already; replace it with --overwrite.")
     hold_folder(output_dir)
-    prepare_libraries(threads=threads, verbose=verbose)
     from pruning_adapter.checkpoint import load_pruned
 
     loaded = load_pruned(source)
@@ -89,8 +88,10 @@ def export(
             _write_folder(name, loaded, output_dir / name, source)
     if torch_export:
         _write_program(loaded, output_dir / "model.pt2")
-    if onnx or int8:
-        _write_onnx(loaded, output_dir, onnx=onnx, int8=int8)
+    if onnx:
+        _write_onnx(loaded, output_dir / "model.onnx")
+    if int8:
+        _write_int8(loaded, output_dir / "model-int8.onnx", output_dir / "model.onnx" if onnx else None)
 
 
 def _write_folder(form: str, model: Any, folder: Path, source: Path) -> None:
@@ -117,18 +118,29 @@ def _write_program(model: Any, path: Path) -> None:
     show.step(f"torch.export: {path} ({_size(path)}; logits within {difference:.1g} of eager torch's)")
 
 
-def _write_onnx(model: Any, folder: Path, *, onnx: bool, int8: bool) -> None:
-    from pruning_adapter.checkpoint.onnx_export import export_onnx, quantize_onnx
+def _write_onnx(model: Any, path: Path) -> None:
+    from pruning_adapter.checkpoint.onnx_export import export_onnx
     from pruning_adapter.cli import show
 
-    plain, small = folder / "model.onnx", folder / "model-int8.onnx"
-    difference = export_onnx(model, plain)
-    show.step(f"ONNX: {plain} ({_size(plain)}; logits within {difference:.1g} of torch's)")
-    if int8:
-        quantize_onnx(plain, small)
-        show.step(f"ONNX, 8-bit weights: {small} ({_size(small)})")
-    if not onnx:
-        plain.unlink()
+    difference = export_onnx(model, path)
+    show.step(f"ONNX: {path} ({_size(path)}; logits within {difference:.1g} of torch's)")
+
+
+def _write_int8(model: Any, path: Path, plain: Path | None) -> None:
+    """Args:
+    model: what is exported.
+    path: where to.
+    plain: its ONNX file, if that was written just now.
+    """
+    from pruning_adapter.checkpoint.onnx_export import export_onnx, quantize_onnx
+    from pruning_adapter.cli import show
+    from pruning_adapter.storage import replace_file
+
+    with replace_file(path) as aside:
+        if plain is None:
+            export_onnx(model, aside)
+        quantize_onnx(plain or aside, aside)
+    show.step(f"ONNX, 8-bit weights: {path} ({_size(path)})")
 
 
 def _size(path: Path) -> str:

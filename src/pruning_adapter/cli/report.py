@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pruning_adapter.cli import options as o
+from pruning_adapter.cli.session import leave_it_to_the_first
 
 __all__ = ["report"]
 
@@ -13,6 +14,7 @@ def report(output_dir: o.OutputDir = Path("run")) -> None:
     from pruning_adapter.evaluation.result import Result
     from pruning_adapter.reporting import write_cards, write_report
 
+    leave_it_to_the_first()
     path, result = output_dir / "report.html", Result.load(output_dir / "result.json")
     write_report(result, path)
     write_cards(result, output_dir)

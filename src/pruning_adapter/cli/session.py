@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 
 _HELD: list["BaseFileLock"] = []
 
-__all__ = ["begin_run", "command_line", "hold_folder", "open_run", "prepare_libraries", "read_run"]
+__all__ = [
+    "begin_run",
+    "command_line",
+    "hold_folder",
+    "leave_it_to_the_first",
+    "open_run",
+    "prepare_libraries",
+    "read_run",
+]
 
 
 def prepare_libraries(*, threads: int | None, verbose: bool, shared: bool = False) -> None:
@@ -41,10 +49,8 @@ def prepare_libraries(*, threads: int | None, verbose: bool, shared: bool = Fals
         verbose: let the libraries talk.
         shared: whether several processes do the work together; otherwise the first does it, and the others end here.
     """
-    if started_together() and not shared:
-        if started_number():
-            raise typer.Exit
-        become_the_only_one()
+    if not shared:
+        leave_it_to_the_first()
     # Read when PyTorch is loaded: its profiler, which counts memory, reports every start and stop.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     import torch
@@ -71,10 +77,18 @@ def prepare_libraries(*, threads: int | None, verbose: bool, shared: bool = Fals
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def leave_it_to_the_first() -> None:
+    """Of several processes that a launcher started, end all but the first, which goes on as if it were the only one."""
+    if started_together():
+        if started_number():
+            raise typer.Exit
+        become_the_only_one()
+
+
 def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume: bool) -> "Run":
     """A whole run in `folder`: new, or resumed with the same settings."""
     from pruning_adapter.pipeline import Run
-    from pruning_adapter.run_folder import check_folder, remove_steps
+    from pruning_adapter.run_folder import check_folder, check_links, remove_steps
     from pruning_adapter.settings import Settings
 
     settings, path = Settings().changed(_plain(given)), folder / "settings.json"
@@ -92,6 +106,7 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
         hold_folder(folder)
         if not resume:
             remove_steps(folder, "importance")
+        check_links(folder)
         settings.save(path)
 
     first_does(begin)
@@ -101,7 +116,7 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
 def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bool) -> "Run":
     """The run in `folder`, about to do `step`; options that are given replace those it was begun with."""
     from pruning_adapter.pipeline import Run
-    from pruning_adapter.run_folder import check_step, remove_steps
+    from pruning_adapter.run_folder import check_links, check_step, remove_steps
     from pruning_adapter.settings import Settings
 
     path = folder / "settings.json"
@@ -120,6 +135,8 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
 
     def begin() -> None:
         hold_folder(folder)
+        if not overwrite:
+            check_links(folder)
         settings.save(path)
         if overwrite:
             remove_steps(folder, step)

@@ -27,6 +27,7 @@ from pruning_adapter.architectures.identity import PrunedState, dense_parameters
 from pruning_adapter.checkpoint.adapter import save_adapter
 from pruning_adapter.checkpoint.hub import find_model
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
+from pruning_adapter.checkpoint.replaceable import check_adapter_replaceable, check_replaceable
 from pruning_adapter.checkpoint.terms import read_terms
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.decide import choose_units, plan_from_settings
@@ -56,6 +57,7 @@ from pruning_adapter.pipeline.start import CHECKPOINT, TRAINING, Start
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
 from pruning_adapter.processes import first_does, first_says, process_count
+from pruning_adapter.run_folder import ROUNDS, check_links
 from pruning_adapter.storage import read_json, write_json
 from pruning_adapter.surgery.prune import check_plan_fits, note_in_config
 from pruning_adapter.training.base_model import BaseModel
@@ -69,8 +71,6 @@ __all__ = ["PREDICTIONS", "Run"]
 _LOGGER = logging.getLogger(__name__)
 
 PREDICTIONS = "pruning-adapter predictions"
-ROUNDS = "rounds"
-"""Where all rounds but the last lie, by number."""
 COMPARED_BATCH = 32
 """Examples a batch where time is compared."""
 
@@ -252,9 +252,12 @@ class Run(Start):
 
     def train(self) -> None:
         """Train by the method; writes adapter/ (for "full": merged/) and training.json."""
+        first_does(partial(check_links, self.folder))
         trained = self.folder / ("merged" if self.method == "full" else "adapter")
         checkpoints = self.folder / "checkpoints"
         if not first_says(trained.exists() and (self.folder / "training.json").exists()):
+            # What cannot be saved at the end need not be trained.
+            first_does(partial(check_replaceable if self.method == "full" else check_adapter_replaceable, trained))
             self._train_to_the_end(checkpoints)
         # Also those of a run that was killed as soon as training.json was there.
         first_does(partial(shutil.rmtree, checkpoints, ignore_errors=True))

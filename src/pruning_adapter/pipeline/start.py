@@ -22,6 +22,7 @@ from pruning_adapter.pipeline.rounds import start_rank
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.rank_plan import TARGETS
 from pruning_adapter.processes import first_does, first_says
+from pruning_adapter.run_folder import check_links
 from pruning_adapter.storage import read_json, remove, replace_folder, write_json
 from pruning_adapter.surgery.prune import forget_pruning_
 from pruning_adapter.training.attention import choose_attention_
@@ -74,6 +75,7 @@ class Start(Inputs):
 
         That is written to start/, once.
         """
+        first_does(partial(check_links, self.folder))
         base = self.load_base()
         if not self.prune_after:
             return base

@@ -10,7 +10,7 @@ from pruning_adapter.evaluation.result import Result
 from pruning_adapter.reporting.card_text import Kind, block_table, card_content, hub_id, make_title, task_name
 from pruning_adapter.reporting.pruning_map import draw_pruning
 from pruning_adapter.reporting.template import fill_template
-from pruning_adapter.storage import write_text
+from pruning_adapter.storage import stays_in, write_text
 
 __all__ = ["CARD", "PICTURE", "write_card", "write_cards"]
 
@@ -24,11 +24,13 @@ TASK = "text-classification"
 
 
 def write_cards(result: Result, folder: Path) -> None:
-    """Write the cards of what the run in `folder` made, merged/ and adapter/, into them."""
+    """Write the cards of what the run in `folder` made into merged/ and adapter/; not through a link out of it."""
     base = "base" if (folder / "base").is_dir() else None
     kinds: tuple[Kind, ...] = ("merged", "adapter")
     for kind in kinds:
-        if (folder / kind).is_dir():
+        if not stays_in(folder / kind, folder):
+            _LOGGER.warning("%s is a link out of %s, so no card is written into it", folder / kind, folder)
+        elif (folder / kind).is_dir():
             write_card(result, folder / kind, kind=kind, place=kind, base=base)
 
 

@@ -26,6 +26,7 @@ from pruning_adapter.reproduce.tables import (
     step_table,
     time_to_accuracy_table,
 )
+from pruning_adapter.run_folder import check_links
 from pruning_adapter.settings import KEEP_RATIO, Settings
 
 __all__ = ["begin_study", "measure_beside", "write_study"]
@@ -35,7 +36,7 @@ def begin_study(folder: Path, base: Settings) -> None:
     """Write down what all cells share, or check that it is what the grid was begun with.
 
     Raises:
-        OutputError: the folder holds a grid with other settings, or something else.
+        OutputError: the folder holds a grid with other settings, or something else, or a link out of it.
     """
     path, named = folder / "settings.json", _without_places(base)
     # Many jobs may begin one grid at once; what begins with a dot is a file that another one is writing.
@@ -44,6 +45,7 @@ def begin_study(folder: Path, base: Settings) -> None:
         if there or (folder.exists() and not folder.is_dir()):
             raise OutputError(f"{folder} exists and holds no grid; name another folder.")
         named.save(path)
+    check_links(folder, ("cells", "cost", "maps", "work"))
     named.check_same(Settings.load(path), folder, otherwise="name another folder")
 
 

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerState
 from pruning_adapter.adapter.carry import carry_, carry_moments
 from pruning_adapter.errors import CheckpointError
 from pruning_adapter.planning.pruning_plan import PruningPlan
-from pruning_adapter.storage import replace_folder
+from pruning_adapter.storage import replace_folder, write_through_memory
 from pruning_adapter.training.trainer import MOMENTS
 
 __all__ = ["KEPT_FILES", "RANDOM", "carry_checkpoint"]
@@ -42,6 +42,7 @@ def carry_checkpoint(
 
     Raises:
         CheckpointError: the checkpoint is damaged.
+        OutputError: the new one cannot be written.
     """
     try:
         moments = _read_moments(checkpoint / MOMENTS)
@@ -60,7 +61,7 @@ def carry_checkpoint(
         group["lr"] = group["initial_lr"] * factor(state.global_step)
     with replace_folder(folder / f"checkpoint-{state.global_step}") as aside:
         cast(Any, pruned).save_pretrained(str(aside), save_embedding_layers=False)
-        torch.save(optimizer.state_dict(), aside / "optimizer.pt")
+        write_through_memory(aside / "optimizer.pt", lambda file: torch.save(optimizer.state_dict(), file))
         for file in (STATE, "scheduler.pt"):
             shutil.copy(checkpoint / file, aside)
         for file in checkpoint.glob(RANDOM):

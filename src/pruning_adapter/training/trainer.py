@@ -3,7 +3,8 @@
 import logging
 import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -239,14 +240,8 @@ class _Trainer(Trainer):
         self.watch.note(loss, place=place, examples=examples, alone=alone)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        try:
+        with _writing_into(self.args.output_dir):
             super()._save_checkpoint(model, trial)
-        # PyTorch's writer knows no other kind than the last.
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise OutputError(
-                f"Cannot write a checkpoint into {self.args.output_dir}: {error}. Make room, or let it be written; "
-                "then go on with --resume."
-            ) from error
 
     def _place(self) -> str:
         steps = math.ceil(self.state.max_steps / max(self.args.num_train_epochs, 1e-9)) or 1
@@ -285,6 +280,18 @@ class _Trainer(Trainer):
         features = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(feature["input_ids"]) for feature in cast(Any, features)]
         return LengthGroups(lengths, self._examples_of_step, seed=self.args.seed)
+
+
+@contextmanager
+def _writing_into(folder: object) -> Generator[None]:
+    try:
+        yield
+    # PyTorch's writer knows no other kind than the last.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise OutputError(
+            f"Cannot write a checkpoint into {folder}: {error}. Make room, or let it be written; then go on with "
+            "--resume."
+        ) from error
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
@@ -372,7 +379,8 @@ class _StopAfter(TrainerCallback):
         }
         if not is_first():
             return
-        save_file(tensors, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / MOMENTS)
+        with _writing_into(args.output_dir):
+            save_file(tensors, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / MOMENTS)
 
 
 class _EvaluateEveryEpoch(TrainerCallback):

@@ -1,5 +1,6 @@
 """For all tests: no network, one thread a worker, and property tests that are not timed."""
 
+import math
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "in_turn(name, values): share the moments out among these, each in turn")
     if config.getoption("--many"):
         settings.load_profile("many")
 
@@ -31,3 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes a `moment` is run at as many moments as were asked for."""
     if "moment" in metafunc.fixturenames:
         metafunc.parametrize("moment", range(metafunc.config.getoption("moments")))
+    for mark in metafunc.definition.iter_markers("in_turn"):
+        name, values = mark.args
+        turns = math.ceil(metafunc.config.getoption("moments") / len(values))
+        metafunc.parametrize((name, "turn"), [(value, turn) for value in values for turn in range(turns)])

@@ -6,17 +6,18 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
-import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import pytest
 from safetensors import safe_open
 
+from forge import ENDED, KILLED, Forge, Moment, Outcome, check_refused
 from pruning_adapter import ImportanceScores, PruningPlan, RankPlan, load_pruned
 from pruning_adapter.evaluation.result import Result
 from pruning_adapter.pipeline import PREDICTIONS, TRAINING
@@ -27,7 +28,21 @@ from tiny_encoder import make_texts, save_tiny_encoder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills and forks")
 
-ENDED, KILLED = 0, -signal.SIGKILL
+STAGE_OF = {
+    "start-checkpoints": "training",
+    "start": "saving",
+    "importance.json": "importance",
+    "ranks.json": "pruning",
+    "plan.json": "pruning",
+    "base": "pruning",
+    "checkpoints": "training",
+    "adapter": "saving",
+    "training.json": "saving",
+    "merged": "merging",
+    "predictions.json": "evaluating",
+}
+"""What a run is at when it is about to change these, or works towards it. After the last, it is at that to its end."""
+STAGES = tuple(dict.fromkeys(STAGE_OF.values()))
 SAME = (
     "importance.json",
     "plan.json",
@@ -44,40 +59,36 @@ SAME = (
 """What a run gives to the bit whenever it is run."""
 
 
-class Forge:
-    """Runs of the command line that end as they are told to; see forge.py."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-
-    def run(self, argv: Sequence[object], folder: Path, **how: Any) -> dict[str, Any]:
-        return self._ask({"argv": [str(word) for word in argv], "folder": str(folder), **how})
-
-    def save_in_turns(self, sources: Sequence[Path], folder: Path, *, kill_after: float) -> dict[str, Any]:
-        return self._ask({"save": [str(source) for source in sources], "folder": str(folder), "kill_after": kill_after})
-
-    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        asked, answers = cast("tuple[IO[str], IO[str]]", (self._process.stdin, self._process.stdout))
-        print(json.dumps(order), file=asked, flush=True)
-        return json.loads(answers.readline())
-
-
 @dataclass(frozen=True)
 class Scene:
     """A model, a task, the command that runs them, and what an undisturbed run of it leaves."""
 
     argv: list[object]
     undisturbed: Path
-    moments: list[str]
+    moments: list[Moment]
     seconds: float
 
-    def run(self, forge: Forge, folder: Path, *more: str, **how: Any) -> dict[str, Any]:
+    def at_a_change(self, stage: str, generator: random.Random) -> tuple[int, None]:
+        """Just before one of the changes of a stage."""
+        return generator.choice(self._places(stage)), None
+
+    def in_between(self, stage: str, generator: random.Random) -> tuple[int, float]:
+        """At any time of a stage, whether something changes or not."""
+        times = [0.0, *(moment.seconds for moment in self.moments)]
+        spans = {place: times[place + 1] - times[place] for place in self._places(stage)}
+        (place,) = generator.choices(list(spans), weights=list(spans.values()))
+        return place, generator.uniform(0, spans[place])
+
+    def _places(self, stage: str) -> list[int]:
+        return [place for place, found in enumerate(stages_of(self.moments)) if found == stage]
+
+    def run(self, forge: Forge, folder: Path, *more: str, **how: Any) -> Outcome:
         return forge.run([*self.argv, "--output-dir", folder, *more], folder, **how)
 
     def check_end(self, forge: Forge, folder: Path) -> None:
         """The run goes on, and ends as the undisturbed one did."""
         resumed = self.run(forge, folder, "--resume")
-        assert resumed["status"] == ENDED, resumed["said"]
+        assert resumed.status == ENDED, resumed.said
         assert tree(folder) == tree(self.undisturbed)
         for name in SAME:
             # The adapter names its base, by where that lies.
@@ -85,21 +96,6 @@ class Scene:
             assert here == there, name
         one, other = (Result.load(each / "result.json") for each in (folder, self.undisturbed))
         assert (one.quality, one.history) == (other.quality, other.history)
-
-
-@pytest.fixture(scope="module")
-def forge() -> Generator[Forge]:
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("forge.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert "ready" in json.loads(process.stdout.readline())
-        yield Forge(process)
-        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +110,25 @@ def scene(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     argv += ["--keep-macs", 0.5, "--epochs", 2, "--learning-rate", 0.01, "--threads", 1]
     undisturbed = folder / "undisturbed"
     found = forge.run([*argv, "--output-dir", undisturbed], undisturbed)
-    assert found["status"] == ENDED, found["said"]
+    assert found.status == ENDED, found.said
     # The classes are learnt, or equal predictions would say little.
     assert Result.load(undisturbed / "result.json").quality["validation"].metrics["accuracy"].value > 0.8
-    return Scene(argv, undisturbed, found["moments"], found["seconds"])
+    return Scene(argv, undisturbed, found.moments, found.seconds)
+
+
+def stages_of(moments: Sequence[Moment]) -> list[str]:
+    """The stage that leads to each moment."""
+    found: list[str] = []
+    stage = "evaluating"
+    # Backwards, for much is made ready before a name tells what for.
+    for moment in reversed(moments):
+        name = re.sub(r"^\.+|\.unfinished-by-.*", "", moment.path.removeprefix("/").partition("/")[0])
+        stage = STAGE_OF.get(name, stage)
+        found.append(stage)
+    found.reverse()
+    # The cards are written into folders that were there before.
+    last = next(place for place, moment in enumerate(moments) if "/.predictions.json" in moment.path)
+    return [*found[:last], *("evaluating" for _ in found[last:])]
 
 
 def names(folder: Path) -> set[str]:
@@ -160,28 +171,24 @@ def check_adapter(path: Path) -> None:
         assert file.keys()
 
 
-def choose(scene: Scene, moment: int, count: int) -> dict[str, Any]:
-    """Every other time just before a file changes, spread over the run; else at a random time."""
-    generator = random.Random(moment)
-    if moment % 2:
-        return {"kill_after": generator.uniform(0, scene.seconds)}
-    return {"kill_at": int(len(scene.moments) * (moment + generator.uniform(0, 2)) / (count + 1))}
-
-
+@pytest.mark.in_turn("stage", STAGES)
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(
-    forge: Forge, scene: Scene, tmp_path: Path, moment: int, pytestconfig: pytest.Config
+    forge: Forge, scene: Scene, tmp_path: Path, stage: str, turn: int
 ) -> None:
-    folder = tmp_path / "run"
-    how = choose(scene, moment, pytestconfig.getoption("moments"))
-    killed = scene.run(forge, folder, **how)
-    # By the clock, a fast run may have ended before.
-    assert killed["status"] == KILLED or (killed["status"] == ENDED and "kill_after" in how), killed["said"]
+    folder, number = tmp_path / "run", STAGES.index(stage) + turn
+    generator = random.Random(f"{stage} {turn}")
+    kill_at = (scene.at_a_change if number % 2 else scene.in_between)(stage, generator)
+    killed = scene.run(forge, folder, kill_at=kill_at)
+    assert killed.status == KILLED, killed.said
+    # What it was about to do, had it not been killed.
+    done = len(killed.moments)
+    assert stages_of([*killed.moments, *scene.moments[done:]])[done] == stage
     if folder.exists():
         check_whole(folder)
-    if moment % 3 == 0:
+    if number % 3 == 0:
         # And once more, on its way back.
-        again = scene.run(forge, folder, "--resume", kill_after=random.Random(-moment).uniform(0, scene.seconds / 2))
-        assert again["status"] in (ENDED, KILLED), again["said"]
+        again = scene.run(forge, folder, "--resume", kill_after=generator.uniform(0, scene.seconds / 2))
+        assert again.status in (ENDED, KILLED), again.said
         check_whole(folder)
     scene.check_end(forge, folder)
 
@@ -190,10 +197,17 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(
 def test_an_interrupted_run_leaves_no_half_file_and_goes_on(
     forge: Forge, scene: Scene, tmp_path: Path, how: signal.Signals, status: int
 ) -> None:
-    folder, writing = tmp_path / "run", next(n for n, told in enumerate(scene.moments) if "open /.adapter." in told)
+    folder, writing = (
+        tmp_path / "run",
+        next(
+            place
+            for place, moment in enumerate(scene.moments)
+            if moment.event == "open" and "/.adapter." in moment.path
+        ),
+    )
     stopped = scene.run(forge, folder, signal_at=(writing, how))
-    assert stopped["status"] == status, stopped["said"]
-    assert "Interrupted. Go on with --resume." in stopped["said"]
+    assert stopped.status == status, stopped.said
+    assert "Interrupted. Go on with --resume." in stopped.said
     assert {name for name in names(folder) if name.startswith(".")} == set()
     assert "adapter" not in names(folder)
     check_whole(folder)
@@ -205,20 +219,15 @@ def test_a_disk_that_is_full_for_larger_files_is_one_clear_error(
 ) -> None:
     """The smallest files fit first, so the limit decides which step fails."""
     sizes = sorted({path.stat().st_size for path in scene.undisturbed.rglob("*") if path.is_file()} - {0})
-    limit = sizes[moment * len(sizes) // pytestconfig.getoption("moments")] - 1
+    place = moment * len(sizes) // pytestconfig.getoption("moments")
+    # Anywhere between, for what is written on the way and goes again has sizes of its own.
+    limit = random.Random(moment).randrange(sizes[place - 1] if place else 0, sizes[place])
     folder = tmp_path / "run"
     failed = scene.run(forge, folder, file_limit=limit)
     check_refused(failed, "File too large")
     check_whole(folder)
     assert not [name for name in names(folder) if name.startswith(".")]
     scene.check_end(forge, folder)
-
-
-def check_refused(failed: dict[str, Any], reason: str) -> None:
-    assert failed["status"] == 2, failed["said"]
-    assert "Traceback" not in failed["said"]
-    assert "error: " in failed["said"]
-    assert reason in " ".join(failed["said"].split())
 
 
 def test_a_full_or_read_only_file_system_is_one_clear_error(forge: Forge, scene: Scene, tmp_path: Path) -> None:
@@ -242,45 +251,6 @@ def test_a_full_or_read_only_file_system_is_one_clear_error(forge: Forge, scene:
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.fixture(scope="module")
-def exported(forge: Forge, scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """An undisturbed export of all forms that this model has, and what it told."""
-    folder = tmp_path_factory.mktemp("exported")
-    told = forge.run(export(scene, folder), folder)
-    assert told["status"] == ENDED, told["said"]
-    return folder, told
-
-
-def export(scene: Scene, folder: Path) -> list[object]:
-    forms = ("--stock", "--torch-export", "--onnx", "--int8")
-    return ["export", *forms, "--model", scene.undisturbed / "merged", "--output-dir", folder, "--overwrite"]
-
-
-def test_an_export_killed_at_any_moment_leaves_old_files_or_new_ones(
-    forge: Forge,
-    scene: Scene,
-    exported: tuple[Path, dict[str, Any]],
-    tmp_path: Path,
-    moment: int,
-    pytestconfig: pytest.Config,
-) -> None:
-    whole, told = exported
-    folder = tmp_path / "run"
-    every, part = len(told["moments"]), moment + random.Random(moment).random()
-    killed = forge.run(export(scene, folder), folder, kill_at=int(every * part / pytestconfig.getoption("moments")))
-    assert killed["status"] == KILLED, killed["said"]
-    sizes = {path.relative_to(whole): path.stat().st_size for path in whole.rglob("*") if path.is_file()}
-    for path in folder.rglob("*"):
-        place = path.relative_to(folder)
-        if path.is_file() and not place.parts[0].startswith("."):
-            assert path.stat().st_size == sizes[place], place
-    again = forge.run(export(scene, folder), folder)
-    assert again["status"] == ENDED, again["said"]
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
-        str(path.relative_to(whole)) for path in whole.rglob("*")
-    }
-
-
 def test_saving_over_an_old_model_leaves_the_one_or_the_other(
     forge: Forge, scene: Scene, tmp_path: Path, moment: int
 ) -> None:
@@ -288,9 +258,9 @@ def test_saving_over_an_old_model_leaves_the_one_or_the_other(
     weights = [(source / "model.safetensors").read_bytes() for source in sources]
     folder = tmp_path / "saved"
     for wait in (random.Random(10 * moment + part).uniform(0, 0.5) for part in range(5)):
-        killed = forge.save_in_turns(sources, folder, kill_after=wait)
-        assert killed["status"] == KILLED, killed["said"]
-        assert killed["moments"]
+        killed = forge.call("save_in_turns", *sources, folder=folder, kill_after=wait)
+        assert killed.status == KILLED, killed.said
+        assert killed.moments
         if not (folder / "which.json").exists():
             # Killed before the first pair was there.
             continue

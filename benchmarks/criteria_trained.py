@@ -12,7 +12,7 @@ Ways of choosing (docs/recipes.md says what came of it):
 
 * "paper": importance by gradients of the untrained model, per block, nothing corrected.
 * "20 %, second", "20 %, obs": pruned after a fifth of the training; "+ lstsq": what stays is corrected.
-* "0 %", "5 %", "40 %": the same at other times.
+* "0 %", "5 %", "40 %": the same at other times; "20 + 40 %": in rounds.
 * "random", "magnitude": the recipe's way in all but the scores.
 * "rank ...": the recipe's way with other ranks of LoRA.
 """
@@ -66,6 +66,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "20 %, obs": {"prune_after": 0.2, "scorer": "obs", **PLAIN},
     "20 %, obs + lstsq": {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq"},
     "40 %, obs + lstsq": {"prune_after": 0.4, "scorer": "obs", "reconstruct": "lstsq"},
+    "20 + 40 %, obs + lstsq": {"prune_after": 0.4, "rounds": 2, "scorer": "obs", "reconstruct": "lstsq"},
+    "10 + 20 + 30 + 40 %, obs + lstsq": {"prune_after": 0.4, "rounds": 4, "scorer": "obs", "reconstruct": "lstsq"},
     "magnitude": {"prune_after": 0.2, "scorer": "magnitude", "reconstruct": "lstsq"},
     "random": {"prune_after": 0.2, "scorer": "random", "reconstruct": "lstsq"},
     "random, plain": {"prune_after": 0.2, "scorer": "random", **PLAIN},

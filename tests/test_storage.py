@@ -484,3 +484,34 @@ def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path, depth: int) -
     (tmp_path / "file.json").write_text(f'{{"kind": "{KIND}", "a": {"[" * depth}{"]" * depth}}}', encoding="utf-8")
     with pytest.raises(CheckpointError, match="nested more than 100 times"):
         read_json(tmp_path / "file.json", kind=KIND)
+
+
+def test_a_folder_that_is_taken_away_never_bears_its_name_with_a_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "start"
+    folder.mkdir()
+    (folder / "model").touch()
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            storage.take_away(folder)
+    assert not folder.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    clear_leftovers(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_taken_away_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "folder", target_is_directory=True)
+    storage.take_away(tmp_path / "link")
+    assert (tmp_path / "folder" / "inner").is_dir()
+    for name in ("folder", "file", "nothing"):
+        storage.take_away(tmp_path / name)
+    assert not any(tmp_path.iterdir())

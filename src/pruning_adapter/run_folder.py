@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from pruning_adapter.errors import CheckpointError, OutputError
-from pruning_adapter.storage import remove, remove_leftovers, stays_in
+from pruning_adapter.storage import remove_leftovers, stays_in, take_away
 
 __all__ = [
     "BESIDE",
@@ -154,7 +154,7 @@ def remove_steps(folder: Path, first: str) -> None:
     """Remove what the step `first` and all later ones wrote. Other files in the folder are the user's."""
     steps = list(STEPS)
     for name in [name for step in steps[steps.index(first) :] for name in (*STEPS[step], *BESIDE.get(step, ()))]:
-        remove(folder / name)
+        take_away(folder / name)
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = [
     "replace_file",
     "replace_folder",
     "stays_in",
+    "take_away",
     "write_json",
     "write_text",
     "write_through_memory",
@@ -139,6 +140,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif os.path.lexists(path):
         path.unlink()
+
+
+def take_away(path: Path) -> None:
+    """As `remove`, but whenever the process is killed, what bears that name is whole."""
+    aside = path
+    if path.is_dir() and not path.is_symlink():
+        # Where nothing can be renamed, nothing can be removed either.
+        with suppress(OSError):
+            holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.{_MARK}", dir=path.parent))
+            aside = holder
+            path.rename(holder / path.name)
+    remove(aside)
 
 
 def stays_in(path: Path, folder: Path) -> bool:

@@ -23,7 +23,7 @@ from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.rank_plan import TARGETS
 from pruning_adapter.processes import first_does, first_says
 from pruning_adapter.run_folder import check_links
-from pruning_adapter.storage import read_json, remove, replace_folder, write_json
+from pruning_adapter.storage import read_json, replace_folder, take_away, write_json
 from pruning_adapter.surgery.prune import forget_pruning_
 from pruning_adapter.training.attention import choose_attention_
 from pruning_adapter.training.base_model import BaseModel, load_base
@@ -105,9 +105,9 @@ class Start(Inputs):
 
     def forget_start(self) -> None:
         """Remove what only led to this round's base, once a later round has gone on from there."""
-        remove(self.folder / "start")
+        take_away(self.folder / "start")
         if self.earlier is not None:
-            remove(self.earlier.folder / "base")
+            take_away(self.earlier.folder / "base")
 
     def _check_start(self, base: BaseModel, path: Path) -> None:
         if not path.exists():

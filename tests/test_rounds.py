@@ -11,6 +11,7 @@ from peft import PeftModel
 
 import pruning_adapter as pa
 from pruning_adapter.architectures.identity import dense_parameters, identify, pruned_state
+from pruning_adapter.cli.session import open_run
 from pruning_adapter.errors import PlanError, TrainingError
 from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores
@@ -237,3 +238,11 @@ def test_another_plan_for_a_run_in_rounds_is_refused(finished: Path, settings: S
 def test_a_sweep_weighs_all_that_the_first_round_scored(finished: Path, settings: Settings) -> None:
     found = Run(settings, finished).sweep("macs")
     assert found.points[-1].macs == PruningPlan.load(finished / "plan.json").count_dense_macs(128)
+
+
+def test_step_by_step_units_go_in_one_round(settings: Settings, tmp_path: Path) -> None:
+    data = {"train_file": settings.train_file, "validation_file": settings.validation_file}
+    given = {**data, "model": settings.model, "text_columns": "text", "label_column": "label", "rounds": 3}
+    run = open_run(tmp_path / "run", {**given, "prune_after": 0.5}, step="importance", overwrite=False)
+    assert run.settings.rounds_taken == 1
+    assert Settings.load(tmp_path / "run" / "settings.json").rounds == 1

@@ -60,8 +60,8 @@ DATA = (
 )
 SCORE = "--scorer --units --order --reduction --examples --stop-when-stable"
 VERBS = {
-    "run": f"{DATA} {SCORE} {PLAN} --method --recipe --prune-after {TRAIN} --output-dir --overwrite --resume --threads "
-    "--verbose",
+    "run": f"{DATA} {SCORE} {PLAN} --method --recipe --prune-after --rounds {TRAIN} --output-dir --overwrite --resume "
+    "--threads --verbose",
     "importance": f"{DATA} {SCORE} --recipe --prune-after {TRAIN} --output-dir --figure --overwrite --threads "
     "--verbose",
     "plan": f"--units {PLAN} --output-dir --sweep --by --figure --dry-run --overwrite --threads --verbose",
@@ -272,7 +272,7 @@ def drop_a_weight(model: Path) -> None:
     [
         (damage_config, r"'zamba' is not supported\. .*Supported: .*\bbert, .*roberta"),
         (pickle_weights, r"holds pickled weights \(pytorch_model\.bin\) .* model\.save_pretrained\(folder\)"),
-        (lambda model: cut(model / "config.json"), "Cannot load a model from the folder .* not a valid JSON"),
+        (lambda model: cut(model / "config.json"), r"config\.json is not readable as a config"),
         (lambda model: (model / "model.safetensors").unlink(), r"holds no \*\.safetensors; it is not a saved model"),
         (drop_a_weight, r"lacks the weight 'bert\.encoder\.layer\.1\.attention\.self\.key\.weight', .* damaged"),
         (lambda model: cut(model / "tokenizer.json"), "Cannot load a model from the folder"),
@@ -729,15 +729,27 @@ def make_foreign(name: str) -> Edit:
         ("train", keep(1, []), r"plan\.json: The plan leaves block 1 without heads\. Keep at least one, or say"),
         ("train", keep(1, [2, 0]), r"plan\.json: The plan lists the heads of block 1 out of order: \[2, 0\]; sort"),
         ("train", lambda folder: cut(folder / "ranks.json"), r"ranks\.json is not readable as a pruning-adapter ranks"),
-        ("merge", lambda folder: cut(folder / "adapter/adapter_model.safetensors"), "adapter is missing, damaged or"),
-        ("merge", lambda folder: cut(folder / "adapter/adapter_config.json"), "adapter is missing, damaged or incompl"),
-        ("merge", lambda folder: (folder / "adapter/adapter_model.safetensors").unlink(), "adapter is missing, damag"),
+        (
+            "merge",
+            lambda folder: cut(folder / "adapter/adapter_model.safetensors"),
+            r"adapter_model\.saf.* is damaged",
+        ),
+        (
+            "merge",
+            lambda folder: cut(folder / "adapter/adapter_config.json"),
+            r"config\.json is not readable as a c",
+        ),
+        (
+            "merge",
+            lambda folder: (folder / "adapter/adapter_model.safetensors").unlink(),
+            r"adapter has no adapter_model",
+        ),
         ("merge", drop_an_adapter_weight, r"adapter is .* incomplete \(Found missing .*lora_B.*\)\. Train again"),
         ("merge", lambda folder: shutil.rmtree(folder / "adapter"), r"has no adapter\. Run `pruning-adapter train`"),
         ("plan", lambda folder: (folder / "importance.json").unlink(), "has no importance.json. Run"),
         ("train", lambda folder: (folder / "plan.json").unlink(), "has no plan.json. Run `pruning-adapter plan`"),
         ("evaluate", lambda folder: cut(folder / "merged/model.safetensors"), "Cannot load a model from .*merged: "),
-        ("evaluate", lambda folder: cut(folder / "merged/config.json"), "Cannot load a model from .*merged: .* JSON"),
+        ("evaluate", lambda folder: cut(folder / "merged/config.json"), r"config\.json is not readable as a config"),
         ("evaluate", lambda folder: (folder / "merged/config.json").unlink(), r"merged has no config\.json"),
         ("evaluate", lambda folder: cut(folder / "training.json"), r"training\.json is not readable"),
         ("evaluate", lambda folder: cut(folder / "settings.json"), r"settings\.json is not readable .* settings"),

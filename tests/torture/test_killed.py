@@ -110,9 +110,9 @@ def scene(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Scene:
         (folder / name).write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
     argv: list[object] = ["run", "--model", model, "--text-columns", "text", "--label-column", "label"]
     argv += ["--train-file", folder / "train.csv", "--validation-file", folder / "dev.csv"]
-    argv += ["--keep-macs", 0.5, "--epochs", 2, "--learning-rate", 0.01, "--threads", 1]
-    # Units go after one step of four, and after three.
-    argv += ["--prune-after", 0.7, "--rounds", 2]
+    argv += ["--keep-macs", 0.5, "--epochs", 3, "--learning-rate", 0.01, "--threads", 1]
+    # Units go after two steps of six, and after three.
+    argv += ["--prune-after", 0.5, "--rounds", 2]
     undisturbed = folder / "undisturbed"
     found = forge.run([*argv, "--output-dir", undisturbed], undisturbed)
     assert found.status == ENDED, found.said

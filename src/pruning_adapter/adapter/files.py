@@ -32,7 +32,7 @@ def check_folder(folder: Path) -> Path:
                 f"{folder} has no {name}{instead}, so it holds no adapter; name the folder that training calls "
                 "adapter/, or save it in safetensors where you trust it."
             )
-    read_object(folder / CONFIG_NAME, "adapter's config")
+    read_object(folder / CONFIG_NAME, "config of an adapter")
     return folder / SAFETENSORS_WEIGHTS_NAME
 
 

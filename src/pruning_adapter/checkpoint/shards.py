@@ -22,7 +22,7 @@ def read_index(folder: Path) -> dict[str, Path]:
     if not path.is_file():
         return {}
     try:
-        listed: dict[str, Any] = read_object(path, "index")["weight_map"]
+        listed: dict[str, Any] = read_object(path, "checkpoint's index")["weight_map"]
         files = {name: str(file) for name, file in listed.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}") from error

@@ -58,7 +58,6 @@ def importance(
     }
     from pruning_adapter.cli import show
 
-    given["rounds"] = 1
     prepare_libraries(threads=threads, verbose=verbose, shared=True)
     scores = open_run(output_dir, given, step="importance", overwrite=overwrite).measure()
     if not go_on_alone():

@@ -105,12 +105,12 @@ class Scene:
 def scene(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     folder = tmp_path_factory.mktemp("scene")
     model = save_tiny_encoder(folder / "model")
-    for name, count in (("train.csv", 64), ("dev.csv", 16)):
+    for name, count in (("train.csv", 96), ("dev.csv", 16)):
         rows = (f"{text},{('no', 'yes')[place]}" for text, place in make_texts(name, count, 2))
         (folder / name).write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
     argv: list[object] = ["run", "--model", model, "--text-columns", "text", "--label-column", "label"]
     argv += ["--train-file", folder / "train.csv", "--validation-file", folder / "dev.csv"]
-    argv += ["--keep-macs", 0.5, "--epochs", 3, "--learning-rate", 0.01, "--threads", 1]
+    argv += ["--keep-macs", 0.5, "--epochs", 2, "--learning-rate", 0.01, "--threads", 1]
     # Units go after two steps of six, and after three.
     argv += ["--prune-after", 0.5, "--rounds", 2]
     undisturbed = folder / "undisturbed"

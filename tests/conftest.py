@@ -25,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "in_turn(name, values): share the moments out among these, each in turn")
+    config.addinivalue_line("markers", "every(n): only every n-th moment, for tests that take long")
     if config.getoption("--many"):
         settings.load_profile("many")
 
@@ -32,7 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes a `moment` is run at as many moments as were asked for."""
     if "moment" in metafunc.fixturenames:
-        metafunc.parametrize("moment", range(metafunc.config.getoption("moments")))
+        every = next((mark.args[0] for mark in metafunc.definition.iter_markers("every")), 1)
+        metafunc.parametrize("moment", range(0, metafunc.config.getoption("moments"), every))
     for mark in metafunc.definition.iter_markers("in_turn"):
         name, values = mark.args
         turns = math.ceil(metafunc.config.getoption("moments") / len(values))

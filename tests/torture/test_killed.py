@@ -223,6 +223,7 @@ def test_an_interrupted_run_leaves_no_half_file_and_goes_on(
     scene.check_end(forge, folder)
 
 
+@pytest.mark.every(3)
 def test_a_disk_that_is_full_for_larger_files_is_one_clear_error(
     forge: Forge, scene: Scene, tmp_path: Path, moment: int, pytestconfig: pytest.Config
 ) -> None:

@@ -286,10 +286,12 @@ class _Trainer(Trainer):
 def _writing_into(folder: object) -> Generator[None]:
     try:
         yield
-    # PyTorch's writer knows no other kind than the last.
     except (OSError, SafetensorError, RuntimeError) as error:
+        # PyTorch's writer knows no other kind than the last, and tells where it stopped instead of why.
+        lines = str(error).strip().splitlines() or [""]
+        why = f"PyTorch could not write all of a file ({lines[0]})" if isinstance(error, RuntimeError) else error
         raise OutputError(
-            f"Cannot write a checkpoint into {folder}: {error}. Make room, or let it be written; then go on with "
+            f"Cannot write a checkpoint into {folder}: {why}. Make room, or let it be written; then go on with "
             "--resume."
         ) from error
 

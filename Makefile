@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
 
-# Killed runs, full disks and damaged files, many times over: about twenty minutes. `make test` tries a few of each.
+# Killed runs, full disks and damaged files, many times over. `make test` tries a few of each.
 torture: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 tests/torture tests/hostile --moments 50 --many
 

@@ -235,10 +235,10 @@ def test_warnings_of_the_run_stand_at_the_top(tmp_path: Path) -> None:
 def test_no_place_of_the_machine_is_told(tmp_path: Path) -> None:
     command = (
         "pruning-adapter run --model ./models/encoder --train-file=/home/me/x/train.csv --validation-file data/dev.csv "
-        "--teacher ~/big/merged --keep-ratio 0.7 --output-dir /work/secret --text-columns 'a,b'"
+        "--teacher ~/big/merged --keep-ratio 0.7 --output-dir /srv/secret --text-columns 'a,b'"
     )
     text = card(tmp_path, result(command=command, machine={"processor": "/root/cpu"})).content
-    for place in ("models/", "/home", "/work", "secret", "data/", "~/big", "/root"):
+    for place in ("models/", "/home", "/srv", "secret", "data/", "~/big", "/root"):
         assert place not in text
     expected = (
         "pruning-adapter run --model encoder --train-file=train.csv --validation-file dev.csv --teacher merged "

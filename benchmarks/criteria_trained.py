@@ -14,6 +14,7 @@ Ways of choosing (docs/recipes.md says what came of it):
 * "20 %, second", "20 %, obs": pruned after a fifth of the training; "+ lstsq": what stays is corrected.
 * "0 %", "5 %", "40 %": the same at other times; "20 + 40 %": in rounds.
 * "random", "magnitude": the recipe's way in all but the scores.
+* "..., taught": learning from dense LoRA's answers beside the labels.
 * "rank ...": the recipe's way with other ranks of LoRA.
 """
 
@@ -65,6 +66,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "20 %, second + lstsq": {"prune_after": 0.2, "scorer": "gradient", "order": "second", "reconstruct": "lstsq"},
     "20 %, obs": {"prune_after": 0.2, "scorer": "obs", **PLAIN},
     "20 %, obs + lstsq": {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq"},
+    "20 %, obs + lstsq, taught": {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq"},
     "40 %, obs + lstsq": {"prune_after": 0.4, "scorer": "obs", "reconstruct": "lstsq"},
     "20 + 40 %, obs + lstsq": {"prune_after": 0.4, "rounds": 2, "scorer": "obs", "reconstruct": "lstsq"},
     "10 + 20 + 30 + 40 %, obs + lstsq": {"prune_after": 0.4, "rounds": 4, "scorer": "obs", "reconstruct": "lstsq"},
@@ -74,6 +76,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "random, 0 %, plain": {"prune_after": 0.0, "scorer": "random", **PLAIN},
     **{name: {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq", **ranks} for name, ranks in RANKS.items()},
 }
+TAUGHT = ", taught"
 RANDOM_SEEDS = 5
 MARKERS = "os^vDPX*"
 
@@ -139,6 +142,7 @@ def make_cells(options: argparse.Namespace) -> list[Cell]:
                             arm=name_of(arm, rule),
                             seed=seed,
                             asked=(*ARMS[arm].items(), *asked.items()),
+                            taught=arm.endswith(TAUGHT),
                         )
                     )
     return cells

@@ -1,5 +1,6 @@
 """For all tests: no network, one thread a worker, and property tests that are not timed."""
 
+import gc
 import math
 import os
 
@@ -14,6 +15,13 @@ torch.set_num_threads(1)
 settings.register_profile("untimed", deadline=None)
 settings.register_profile("many", deadline=None, max_examples=1000)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_of_tests_only() -> None:
+    """Every training has all garbage collected first, and would look through all that imports have left as well."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,7 @@
 """The merged checkpoint: what is on disk, who can load it, and what is refused."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -17,11 +19,12 @@ from transformers import (
     BertTokenizer,
     pipeline,
 )
+from transformers.monkey_patching import get_patch_mapping, register_patch_mapping, unregister_patch_mapping
 
 import pruning_adapter as pa
 from conformance import logits, make_plan
 from pruning_adapter.architectures.sites import find_sites
-from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
+from pruning_adapter.checkpoint.rebuild import patches_can_be_applied, stand_ins_in_place
 from pruning_adapter.errors import CheckpointError, OutputError
 from tiny import make_batch, make_model, randomize_
 
@@ -84,6 +87,25 @@ def test_other_auto_classes_rebuild_the_same_trunk(tmp_path: Path) -> None:
         ours, theirs = loaded.base_model.state_dict(), model.get_base_model().base_model.state_dict()
         name = "encoder.layer.0.attention.self.query.weight"
         assert ours[name].shape == theirs[name.replace("weight", "base_layer.weight")].shape
+
+
+@plain_loading
+@pytest.mark.parametrize("fails", [False, True])
+def test_our_loading_needs_no_patch_mapping_and_puts_it_back(fails: bool) -> None:
+    """With a single entry, Transformers lists the names of all its modules for every model."""
+    make_model("bert")
+    before = get_patch_mapping()
+    theirs = {"^NobodysLayer$": nn.Linear}
+    register_patch_mapping(theirs)
+    try:
+        with suppress(ValueError), stand_ins_in_place():
+            assert get_patch_mapping() == theirs
+            if fails:
+                raise ValueError
+        assert get_patch_mapping() == {**before, **theirs}
+    finally:
+        unregister_patch_mapping([*theirs])
+    assert "^BertAttention$" in before or "^BertLayer$" in before
 
 
 @plain_loading

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,33 @@ def test_cells_that_begin_alike_train_the_dense_model_once(
     assert [(done.cell, done.predictions, done.result["history"]) for done in together] == [
         (done.cell, done.predictions, done.result["history"]) for done in alone
     ]
+    assert not any((tmp_path / "grid" / "work").iterdir())
+
+
+def test_a_taught_cell_learns_from_dense_lora_of_its_own_seed(
+    model: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make_cells(recipes=["default"], tasks=["sst2"], arms=["prune-lora"], seeds=[0, 1])
+    taught = [replace(cell, arm=arm, taught=True) for cell in plain for arm in ("prune-lora", "random")]
+    said: list[tuple[str, str | None]] = []
+    begin = Run.__init__
+    monkeypatch.setattr(
+        Run,
+        "__init__",
+        lambda run, settings, folder, **more: (
+            said.append((folder.name, settings.teacher)),
+            begin(run, settings, folder, **more),
+        )[-1],
+    )
+    found = [progress.done for progress in run_cells(tmp_path / "grid", taught, base(model, glue))]
+    alone = [progress.done for progress in run_cells(tmp_path / "plain", plain, base(model, glue))]
+    teachers = {name: teacher for name, teacher in said if teacher}
+    assert {name: Path(teacher).parent.name for name, teacher in teachers.items()} == {
+        done.cell.name: f"default-sst2-lora-{done.cell.seed}" for done in found
+    }
+    assert [done.cell for done in load_cells(tmp_path / "grid", taught)] == taught
+    histories = [[done.result["history"] for done in each] for each in (found[::2], alone)]
+    assert all(taught != untaught for taught, untaught in zip(*histories, strict=True))
     assert not any((tmp_path / "grid" / "work").iterdir())
 
 

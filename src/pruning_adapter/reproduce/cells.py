@@ -33,6 +33,8 @@ class Cell:
     seed: int
     asked: tuple[tuple[str, Any], ...] = ()
     """Settings of its own, by name, for arms that are none of `ARMS`."""
+    taught: bool = False
+    """Whether it learns from the answers of the dense LoRA model of the same recipe, task and seed too."""
 
     @property
     def name(self) -> str:

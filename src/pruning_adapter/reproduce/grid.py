@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ def run_cells(
         ran = {cell for cell, _ in times.values()}
         left = sum(_expected(cell, list(times.values())) for cell in todo if cell not in ran) / max(jobs, 1)
         yield Progress(done=done, count=len(known) + count, of=len(cells), seconds_left=left)
-    shutil.rmtree(folder / "work" / "starts", ignore_errors=True)
+    for shared in ("starts", "teachers"):
+        shutil.rmtree(folder / "work" / shared, ignore_errors=True)
 
 
 def _each(
@@ -158,7 +159,10 @@ def _run_cell(folder: Path, cell: Cell, base: Settings, work: Path) -> Done:
     from pruning_adapter.pipeline import Run
 
     began = time.monotonic()
-    run = Run(cell.settings(base), work)
+    settings = cell.settings(base)
+    if cell.taught:
+        settings = replace(settings, teacher=str(_teacher(folder, cell, base)))
+    run = Run(settings, work)
     if run.prune_after:
         _share_start(folder, run)
     run.train()
@@ -175,6 +179,22 @@ def _run_cell(folder: Path, cell: Cell, base: Settings, work: Path) -> Done:
     write_json(_file(folder, cell), {"kind": KIND, **asdict(done)})
     shutil.rmtree(work)
     return done
+
+
+def _teacher(folder: Path, cell: Cell, base: Settings) -> Path:
+    """Train the dense LoRA model of the cell's recipe, task and seed, or take it from a cell that did."""
+    from pruning_adapter.pipeline import Run
+
+    like = Cell(recipe=cell.recipe, task=cell.task, arm="lora", seed=cell.seed)
+    work = folder / "work" / "teachers" / like.name
+    lock = lock_folder(work, wait=True)
+    try:
+        run = Run(like.settings(base), work)
+        run.train()
+        run.merge()
+    finally:
+        lock.release()
+    return work / "merged"
 
 
 def _share_start(folder: Path, run: Any) -> None:

@@ -12,6 +12,7 @@ from pruning_adapter.architectures.registry import find_spec
 from pruning_adapter.architectures.sites import find_stacks
 from pruning_adapter.checkpoint.hub import find_model, find_tokenizer, note_commit_
 from pruning_adapter.checkpoint.plausible import build_empty, read_config
+from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
 from pruning_adapter.checkpoint.shards import read_index
 from pruning_adapter.errors import CheckpointError
 
@@ -67,22 +68,23 @@ def load_base(
     }
     try:
         config = AutoConfig.from_pretrained(name, **fields, **source.options)
-        build_empty(partial(AutoModelForSequenceClassification.from_config, config), source.folder)
-        if seed is not None:
-            set_seed(seed)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            **fields,
-            # Whatever the file holds: half-precision weights do not train. A lower precision for the frozen ones is a
-            # matter of the device, not of the checkpoint.
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            # A head trained for another number of classes starts anew; nothing else may differ in size.
-            ignore_mismatched_sizes=True,
-            **({} if attention is None else {"attn_implementation": attention}),
-            **source.options,
-        )
+        with stand_ins_in_place():
+            build_empty(partial(AutoModelForSequenceClassification.from_config, config), source.folder)
+            if seed is not None:
+                set_seed(seed)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                **fields,
+                # Whatever the file holds: half-precision weights do not train. A lower precision for the frozen ones is
+                # a matter of the device, not of the checkpoint.
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                # A head trained for another number of classes starts anew; nothing else may differ in size.
+                ignore_mismatched_sizes=True,
+                **({} if attention is None else {"attn_implementation": attention}),
+                **source.options,
+            )
     except Exception as error:  # every library below raises its own kinds for damaged files
         raise CheckpointError(_explain(name, error)) from error
     new = {*info["missing_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}

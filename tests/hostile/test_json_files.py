@@ -1,5 +1,6 @@
 """Scores, plans, ranks, settings, results and latency tables: one of our errors, or a value that can be used."""
 
+import json
 import resource
 from collections.abc import Callable
 from functools import cache
@@ -155,3 +156,11 @@ def test_short_text_cannot_fill_the_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert not try_to_load("plan", (text[:begin] + many + text[text.index('"', begin) :]).encode())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "kilobytes"
+
+
+@pytest.mark.parametrize("cost", ["1e999999999", "1/0", "1_000", "٣", " 1", "0.5", "9" * 41, 3, None, ["1"]])
+def test_costs_are_short_fractions(cost: Any) -> None:
+    """`fractions.Fraction` reads an exponent of nine digits too, for hours."""
+    plan = json.loads(written("plan"))
+    plan["macs"]["of_units"][0][1] = cost
+    assert not try_to_load("plan", json.dumps(plan).encode())

@@ -5,6 +5,7 @@ every neuron costs follows exactly, whatever else the family's attention compute
 count is a polynomial of degree two (attention's quadratic part), so three lengths give it for all.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ LENGTHS = (3, 4, 6, 8)
 REMEMBERED = 16
 """Counts of that many models are kept: scoring, planning and evaluating one model all ask for them."""
 _COUNTED: "dict[tuple[object, ...], ModelMacs]" = {}
+
+_FRACTION = "-?[0-9]{1,40}(/[1-9][0-9]{0,40})?"
 
 Polynomial = tuple[Fraction, Fraction, Fraction]
 """Coefficients of 1, length and length squared."""
@@ -241,5 +244,12 @@ def _texts(polynomial: Polynomial) -> list[str]:
 
 
 def _polynomial(texts: Sequence[str]) -> Polynomial:
-    constant, linear, quadratic = (Fraction(str(text)) for text in texts)
+    constant, linear, quadratic = (_fraction(text) for text in texts)
     return constant, linear, quadratic
+
+
+def _fraction(text: str) -> Fraction:
+    # `Fraction` also reads "1e999999999", and takes hours over it.
+    if not re.fullmatch(_FRACTION, text):
+        raise ValueError(f"{text[:50]!r} is no fraction of whole numbers, such as 12 or -7/2")
+    return Fraction(text)

@@ -18,6 +18,7 @@ import pruning_adapter as pa
 from conformance import make_plan
 from pair import Pair
 from pruning_adapter.architectures.identity import pruned_state
+from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
 from pruning_adapter.processes import first_does
 from pruning_adapter.training.recipes import RECIPES
 from pruning_adapter.training.trainer import train_
@@ -41,7 +42,8 @@ def dense(tmp_path: Path) -> Path:
 
 def load(path: Path, *, in_parts: bool) -> Any:
     parts = {"distributed_config": DistributedConfig(**PARTS)} if in_parts else {}
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, **parts)
+    read: Any = AutoModelForCausalLM.from_pretrained if patches_can_be_applied() else pa.load_pruned
+    return read(path, dtype=torch.float64, **parts)
 
 
 def decide(model: Any, batches: list[dict[str, torch.Tensor]]) -> pa.PruningPlan:

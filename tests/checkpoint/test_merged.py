@@ -24,16 +24,14 @@ from transformers.monkey_patching import get_patch_mapping, register_patch_mappi
 import pruning_adapter as pa
 from conformance import logits, make_plan
 from pruning_adapter.architectures.sites import find_sites
-from pruning_adapter.checkpoint.rebuild import patches_can_be_applied, stand_ins_in_place
+from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
 from pruning_adapter.errors import CheckpointError, OutputError
 from tiny import make_batch, make_model, randomize_
 
 PRUNED = {0: [1, 3], 2: [0]}
 
 
-LOADERS: list[Any] = [pa.load_pruned]
-if patches_can_be_applied():
-    LOADERS.append(AutoModelForSequenceClassification.from_pretrained)
+LOADERS: list[Any] = [pa.load_pruned, AutoModelForSequenceClassification.from_pretrained]
 
 
 def make_trained() -> Any:
@@ -72,12 +70,6 @@ def test_a_model_that_was_only_pruned_can_be_saved_too(tmp_path: Path) -> None:
     )
 
 
-plain_loading = pytest.mark.skipif(
-    not patches_can_be_applied(), reason="before Transformers 5.21, plain from_pretrained needs torchvision"
-)
-
-
-@plain_loading
 def test_other_auto_classes_rebuild_the_same_trunk(tmp_path: Path) -> None:
     model = make_trained()
     pa.save_pruned(model, tmp_path / "merged")
@@ -89,7 +81,6 @@ def test_other_auto_classes_rebuild_the_same_trunk(tmp_path: Path) -> None:
         assert ours[name].shape == theirs[name.replace("weight", "base_layer.weight")].shape
 
 
-@plain_loading
 @pytest.mark.parametrize("fails", [False, True])
 def test_our_loading_needs_no_patch_mapping_and_puts_it_back(fails: bool) -> None:
     """With a single entry, Transformers lists the names of all its modules for every model."""
@@ -108,7 +99,6 @@ def test_our_loading_needs_no_patch_mapping_and_puts_it_back(fails: bool) -> Non
     assert "^BertAttention$" in before or "^BertLayer$" in before
 
 
-@plain_loading
 def test_the_pipeline_loads_it(tmp_path: Path) -> None:
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\nbad\n", encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pruning_adapter as pa
-from conformance import TIGHT, logits, make_case, make_plan, stock_leaves_out_the_cap
+from conformance import TIGHT, logits, make_case, make_plan
 from matrix import make_uniform_plan
 from pruning_adapter.architectures.identity import count_parameters
 from pruning_adapter.checkpoint import save_uniform
@@ -23,10 +23,6 @@ def test_fewer_heads_and_neurons_are_a_smaller_stock_model(family: str, tmp_path
     """Other units in every block, of other groups where there are several."""
     model, batch = make_model(family), make_batch("causal")
     pa.prune_(model, make_uniform_plan(model, heads=True))
-    if stock_leaves_out_the_cap(model):
-        with pytest.raises(OutputError, match="logits of the exported model differ"):
-            save_uniform(model, tmp_path)
-        return
     save_uniform(model, tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert (fields["num_attention_heads"], fields["head_dim"], fields["intermediate_size"]) == (2, 8, 15)

@@ -13,22 +13,17 @@ import torch.distributed
 from peft import PeftModel, get_peft_model
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 import pruning_adapter as pa
 from conformance import make_plan
 from pair import Pair
 from pruning_adapter.architectures.identity import pruned_state
-from pruning_adapter.checkpoint.rebuild import patches_can_be_applied
 from pruning_adapter.processes import first_does
 from pruning_adapter.training.recipes import RECIPES
 from pruning_adapter.training.trainer import train_
 from tiny import make_batch, make_model
 from tiny_encoder import save_tiny_tokenizer
-
-try:
-    from transformers.distributed import DistributedConfig
-except ImportError:
-    pytest.skip("this release of Transformers loads no model in parts", allow_module_level=True)
 
 BOTH = ("heads", "neurons")
 PARTS = {"fsdp_size": 2}
@@ -42,8 +37,7 @@ def dense(tmp_path: Path) -> Path:
 
 def load(path: Path, *, in_parts: bool) -> Any:
     parts = {"distributed_config": DistributedConfig(**PARTS)} if in_parts else {}
-    read: Any = AutoModelForCausalLM.from_pretrained if patches_can_be_applied() else pa.load_pruned
-    return read(path, dtype=torch.float64, **parts)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, **parts)
 
 
 def decide(model: Any, batches: list[dict[str, torch.Tensor]]) -> pa.PruningPlan:

@@ -8,12 +8,10 @@ read. The result consists of stock modules; unpruned checkpoints come out as eve
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from threading import RLock
 from typing import Any
 from weakref import ref
 
-import transformers
 from torch import nn
 from transformers.monkey_patching import get_patch_mapping, register_patch_mapping, unregister_patch_mapping
 
@@ -23,7 +21,7 @@ from pruning_adapter.architectures.spec import ArchitectureSpec, BlockStack
 from pruning_adapter.errors import CheckpointError
 from pruning_adapter.surgery.prune import cut_sites_
 
-__all__ = ["patches_can_be_applied", "stand_ins_in_place", "teach_transformers"]
+__all__ = ["stand_ins_in_place", "teach_transformers"]
 
 _STOCK: dict[tuple[str, str], type[nn.Module]] = {}
 """The blocks' own classes by module and name, kept because the module shows ours while a model is loaded."""
@@ -50,18 +48,8 @@ def teach_transformers(spec: ArchitectureSpec, stack: BlockStack, imported: Any)
         _STAND_INS[home, name] = _make_stand_in(stock, spec)
     _STOCK[home, name] = stock
     # Transformers patches its own modules only; `load_pruned` shows our class in others.
-    if home.startswith("transformers.") and patches_can_be_applied():
+    if home.startswith("transformers."):
         register_patch_mapping({f"^{name}$": _STAND_INS[home, name]}, overwrite=True)
-
-
-def patches_can_be_applied() -> bool:
-    """Whether Transformers can use its patch mapping here, so that plain `from_pretrained` loads pruned models.
-
-    Before 5.21, any registered patch makes every `from_pretrained` look into modules that need torchvision. Without it
-    nothing is registered, so that stock models go on loading, and pruned ones load through `load_pruned`.
-    """
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    return version >= (5, 21) or find_spec("torchvision") is not None
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
 
-__all__ = ["HOSTILE", "damage_bytes", "damage_json"]
+__all__ = ["HOSTILE", "damage_bytes", "damage_json", "replace_everywhere"]
 
 HOSTILE: list[Any] = [
     *(None, True, -1, 0, 2**31, 10**30, -(10**30), 1.5, -0.5, 1e308),
@@ -14,6 +15,25 @@ HOSTILE: list[Any] = [
     *([], {}, [[[]]], [-1], [10**12], [True], ["a"], [0, 0], [1, 0], [0.5], {"a": {"b": []}}, "9" * 5000),
 ]
 """Values of the wrong type, of impossible size, or of a meaning that should matter nowhere."""
+
+
+def replace_everywhere(text: str) -> Iterator[str]:
+    """The same JSON with one value replaced by one of `HOSTILE`: each by each; of long lists, the first two alone."""
+    for path in _places(json.loads(text)):
+        for hostile in HOSTILE:
+            value = holder = json.loads(text)
+            for key in path[:-1]:
+                holder = holder[key]
+            holder[path[-1]] = hostile
+            yield json.dumps(value)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value))[:2]
+    for key, content in inner:
+        yield (*path, key)
+        if isinstance(content, dict | list):
+            yield from _places(content, (*path, key))
 
 
 @st.composite

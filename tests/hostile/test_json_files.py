@@ -4,6 +4,7 @@ import json
 import resource
 from collections.abc import Callable
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +16,7 @@ from peft import get_peft_model
 
 import pruning_adapter as pa
 from conformance import make_plan
-from mutate import damage_bytes, damage_json
+from mutate import damage_bytes, damage_json, replace_everywhere
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.errors import CheckpointError, PruningAdapterError
 from pruning_adapter.evaluation.result import Result
@@ -127,6 +128,16 @@ def test_the_whole_file_loads(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_any_wrong_value_in_any_place_is_our_error_in_little_memory(kind: str, request: pytest.FixtureRequest) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Every one of them in the campaign; others are picked of each place by turns.
+    step = 1 if request.config.getoption("--many") else 23
+    for text in islice(replace_everywhere(written(kind)), 0, None, step):
+        try_to_load(kind, text.encode())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "kilobytes"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_wrong_values_are_our_errors(kind: str, data: st.DataObject) -> None:
@@ -164,3 +175,19 @@ def test_costs_are_short_fractions(cost: Any) -> None:
     plan = json.loads(written("plan"))
     plan["macs"]["of_units"][0][1] = cost
     assert not try_to_load("plan", json.dumps(plan).encode())
+
+
+@pytest.mark.parametrize("number", [2**31, 10**30, 1e308, -1, 0])
+def test_scores_of_heads_that_never_were_are_refused(number: float) -> None:
+    """A table of two thousand million columns fills any memory."""
+    content = json.loads(written("scores"))
+    content["kept_heads"][0][1] = number
+    assert not try_to_load("scores", json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("kind", ["scores", "plan"])
+@pytest.mark.parametrize("costs", ["of_units", "of_groups"])
+def test_costs_of_other_blocks_are_refused(kind: str, costs: str) -> None:
+    content = json.loads(written(kind))
+    del content["macs"][costs][0]
+    assert not try_to_load(kind, json.dumps(content).encode())

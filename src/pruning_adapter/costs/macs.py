@@ -49,6 +49,10 @@ class ModelMacs:
     of_groups: tuple[Polynomial, ...]
     """What one key/value head of each site costs beyond that; zero for feed-forwards."""
 
+    def is_of(self, sites: Sequence[SiteShape]) -> bool:
+        """Whether it tells the cost of as many sites."""
+        return len(self.of_units) == len(self.of_groups) == len(sites)
+
     def dense(self, length: int) -> int:
         """Of the dense model."""
         return int(evaluate(self.total, length))

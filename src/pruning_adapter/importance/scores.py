@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +62,8 @@ class ImportanceScores:
             object.__setattr__(self, "kept_neurons", tuple(tuple(range(count)) for count in self.model.neurons))
         if not self.heads and not self.neurons:
             raise ImportanceError("No scores were given; score heads, neurons, or both.")
+        if self.macs is not None and not self.macs.is_of(self.model.all_sites):
+            raise ImportanceError(f"The operations of other blocks than {self.model} has were counted; score anew.")
         for kind in ("heads", "neurons"):
             self._check(kind)
         if self.agreement is not None and not -1 <= self.agreement <= 1:
@@ -73,6 +76,13 @@ class ImportanceScores:
             raise ImportanceError(
                 f"Scores of {len(scored)} blocks were given for {self.model}; give one tensor a block."
             )
+        for block, (kept, site) in enumerate(zip(self.kept_of(kind), sites, strict=True)):
+            # Checked without a set of all that there are, which a damaged file may claim to be any number of.
+            if any(a >= b for a, b in pairwise(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < site.units):
+                raise ImportanceError(
+                    f"Block {block} is said to have kept {kind} that it never had, or in another order than from the "
+                    f"lowest number to the highest; it had {site.units}."
+                )
         for block, (scores, kept) in enumerate(zip(scored, self.kept_of(kind), strict=False)):
             if scores.shape != (len(kept),):
                 raise ImportanceError(

@@ -49,6 +49,8 @@ class PruningPlan:
             object.__setattr__(self, "kept_neurons", tuple(tuple(range(count)) for count in self.model.neurons))
         if self.reconstruct not in get_args(Reconstruction):
             raise PlanError(f"reconstruct is {self.reconstruct!r}; use one of {', '.join(get_args(Reconstruction))}.")
+        if self.macs is not None and not self.macs.is_of(self.model.all_sites):
+            raise PlanError(f"The plan counts the operations of other blocks than {self.model} has; plan anew.")
         for kind, keeps, sites in (
             ("heads", self.kept_heads, self.model.sites),
             ("neurons", self.kept_neurons, self.model.feed_forwards),

@@ -24,7 +24,9 @@ def command_of(options: argparse.Namespace) -> str:
         str(given.get("work_dir") or ""): "WORK",
         str(given["output"]): given["output"].name,
     }
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    # That only tells again what was measured by the rest.
+    words = [word for word in sys.argv[1:] if word != "--only-report"]
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     for place, name in places.items():
         command = command.replace(place, name) if place else command
     return command

@@ -150,7 +150,11 @@ def make_cells(options: argparse.Namespace) -> list[Cell]:
 
 def name_of(arm: str, rule: str) -> str:
     """As a part of a file's name."""
-    return f"{arm}, {rule}".replace("%", "pc").replace(", ", "_").replace(" + ", "-").replace(" ", "-")
+    return f"{file_name(arm)}_{file_name(rule)}"
+
+
+def file_name(said: str) -> str:
+    return said.replace("%", "pc").replace(", ", "_").replace(" + ", "-").replace(" ", "-")
 
 
 def encoder_shares(model: str) -> dict[float, float]:
@@ -247,6 +251,8 @@ def draw_panel(panel: Any, options: argparse.Namespace, of_task: Sequence[Done],
         mean, half = float(np.mean(dense)), half_interval(dense) or 0.0
         panel.axhline(mean, color="black", linewidth=1, label="dense LoRA")
         panel.axhspan(mean - half, mean + half, color="black", alpha=0.08, linewidth=0)
+    if all(done.cell.arm == "lora" or not done.cell.arm.endswith(tuple(map(file_name, rules))) for done in of_task):
+        panel.set_visible(False)
     for number, arm in enumerate(options.arms):
         found = {
             float(rule.split()[0]): [100 * accuracy(done) for done in of_task if done.cell.arm == name_of(arm, rule)]
@@ -266,8 +272,9 @@ def draw_panel(panel: Any, options: argparse.Namespace, of_task: Sequence[Done],
                 linewidth=1,
                 color=f"C{number}",
             )
-    panel.set_xticks([float(rule.split()[0]) for rule in rules])
-    panel.invert_xaxis()
+    kept = [float(rule.split()[0]) for rule in rules]
+    panel.set_xticks(kept)
+    panel.set_xlim(max(kept) + 8, min(kept) - 8)
     panel.tick_params(labelsize=8)
     panel.grid(color="#dddddd", linewidth=0.6)
 

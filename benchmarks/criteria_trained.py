@@ -8,7 +8,7 @@ and a file; those that are there are skipped, so the study goes on after any int
 seeds, each with a draw of its own, the others three. Beside accuracy stand the loss on the validation set and the share
 of examples that are answered as the dense LoRA model of the same seed answers them.
 
-Ways of choosing (docs/recipes.md says what came of it):
+Ways of choosing (docs/criterion.md says what came of it):
 
 * "paper": importance by gradients of the untrained model, per block, nothing corrected.
 * "20 %, second", "20 %, obs": pruned after a fifth of the training; "+ lstsq": what stays is corrected.

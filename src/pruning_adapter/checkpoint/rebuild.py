@@ -57,8 +57,7 @@ def stand_ins_in_place() -> Generator[None]:
     """While the context lasts, the modelling modules show our classes in place of their own.
 
     What is loaded within does not need the patch mapping, of which a single entry makes Transformers list the names of
-    all its modules: a third of a second for every model, where a small one is read in a tenth of that. So ours are out
-    of it for as long.
+    all its modules, for every model; reading a small one is a fraction of that. So ours are out of it for as long.
     """
     with _LOCK:
         ours = {f"^{name}$": stand_in for (_, name), stand_in in _STAND_INS.items()}

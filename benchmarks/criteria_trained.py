@@ -112,7 +112,7 @@ def main() -> None:
         cell = progress.done.cell
         print(
             f"{progress.count:3} of {progress.of}  {cell.task} {cell.arm}, seed {cell.seed}: "
-            f"{100 * accuracy(progress.done):.1f} (~{progress.seconds_left / 60:.0f} min left)",
+            f"{100 * progress.done.value:.1f} (~{progress.seconds_left / 60:.0f} min left)",
             flush=True,
         )
         tell(options, cells)
@@ -171,14 +171,6 @@ def prepare(threads: int) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def accuracy(done: Done) -> float:
-    return quality(done)["metrics"]["accuracy"]["value"]
-
-
-def quality(done: Done) -> Any:
-    return next(iter(done.result["quality"].values()))
-
-
 def tell(options: argparse.Namespace, cells: Sequence[Cell]) -> None:
     """criteria.md: all that is known so far."""
     known = load_cells(options.output, cells)
@@ -213,11 +205,11 @@ def tell(options: argparse.Namespace, cells: Sequence[Cell]) -> None:
 def told(found: Sequence[Done], dense: Sequence[Done], random: Sequence[Done]) -> str:
     if not found:
         return ""
-    text = tell_mean([100 * accuracy(done) for done in found])
+    text = tell_mean([100 * done.value for done in found])
     chance = None if found == random else chance_of_difference(found, random)
     if chance is not None:
         text += f" (p {chance:.2f})"
-    text += f"; {statistics.mean(quality(done)['loss'] for done in found):.3f}"
+    text += f"; {statistics.mean(done.quality['loss'] for done in found):.3f}"
     of_seed = {done.cell.seed: done for done in dense}
     same = [agreement(done, of_seed[done.cell.seed]) for done in found if done.cell.seed in of_seed]
     return f"{text}; {100 * statistics.mean(same):.0f}" if same else text
@@ -246,7 +238,7 @@ def draw(options: argparse.Namespace, known: Sequence[Done]) -> None:
 
 def draw_panel(panel: Any, options: argparse.Namespace, of_task: Sequence[Done], kind: str) -> None:
     rules = [rule for rule in options.rules if rule.endswith(kind)]
-    dense = [100 * accuracy(done) for done in of_task if done.cell.arm == "lora"]
+    dense = [100 * done.value for done in of_task if done.cell.arm == "lora"]
     if dense:
         mean, half = float(np.mean(dense)), half_interval(dense) or 0.0
         panel.axhline(mean, color="black", linewidth=1, label="dense LoRA")
@@ -255,7 +247,7 @@ def draw_panel(panel: Any, options: argparse.Namespace, of_task: Sequence[Done],
         panel.set_visible(False)
     for number, arm in enumerate(options.arms):
         found = {
-            float(rule.split()[0]): [100 * accuracy(done) for done in of_task if done.cell.arm == name_of(arm, rule)]
+            float(rule.split()[0]): [100 * done.value for done in of_task if done.cell.arm == name_of(arm, rule)]
             for rule in rules
         }
         points = {kept: values for kept, values in found.items() if values}

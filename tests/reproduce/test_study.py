@@ -104,7 +104,7 @@ def test_every_cell_is_a_file_and_nothing_else_stays(finished: Path) -> None:
     names = {f"default-{task}-{arm}-0.json" for task in ("sst2", "rte") for arm in ARMS}
     assert {path.name for path in (finished / "cells").iterdir()} == names
     assert {path.name for path in finished.iterdir()} == {
-        *("settings.json", "cells", "cost", "maps"),
+        *("settings.json", "commands.json", "cells", "cost", "maps"),
         *("reproduction.md", "report.html", "importance-maps.svg"),
     }
 
@@ -120,6 +120,22 @@ def test_the_pages_hold_every_table_and_no_path(finished: Path, model: Path) -> 
     assert "<script" not in page
     files = [path for path in finished.rglob("*") if path.is_file()]
     assert not [path.name for path in files if str(model.parent) in path.read_text()]
+
+
+def test_the_pages_tell_of_all_that_is_there(finished: Path, model: Path, glue: Path, tmp_path: Path) -> None:
+    """Whatever was asked for last, and with the calls that measured it."""
+    folder = shutil.copytree(finished, tmp_path / "grid")
+    before = (folder / "reproduction.md").read_text()
+    call(*arguments(model, glue, folder, "--tasks", "sst2", "--seeds", "0", "--only-report"))
+    assert (folder / "reproduction.md").read_text() == before
+    call(
+        *arguments(model, glue, folder, *("--tasks", "rte", "--seeds", "0", "--recipes", "paper", "--methods", "lora"))
+    )
+    told = (folder / "reproduction.md").read_text()
+    for part in ("recipe default", "recipe paper", "--tasks sst2,rte --seeds 0", "--recipes paper --methods lora"):
+        assert part in told
+    assert "--only-report" not in told
+    assert told.count("pruning-adapter reproduce") == 2
 
 
 def test_arms_differ_in_what_they_say(finished: Path) -> None:
@@ -240,7 +256,7 @@ def test_a_damaged_cell_is_named(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a complete cell.*labels"):  # noqa: RUF043
         load_cells(tmp_path, [cell])
     path.write_text(json.dumps(content | {"cell": content["cell"] | {"seed": 1}}))
-    with pytest.raises(CheckpointError, match="was renamed"):
+    with pytest.raises(CheckpointError, match="holds another cell than its name says"):
         load_cells(tmp_path, [cell])
 
 

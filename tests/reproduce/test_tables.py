@@ -7,16 +7,24 @@ import pytest
 from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.reproduce.grid import Done
 from pruning_adapter.reproduce.maps import correlation_table, normalized_maps
-from pruning_adapter.reproduce.tables import accuracy_tables, step_table, time_to_accuracy_table
+from pruning_adapter.reproduce.tables import accuracy_tables, difference_tables, step_table, time_to_accuracy_table
 
 
-def done(arm: str, seed: int, right: list[int], *, curve: list[float] | None = None, stuck: bool = False) -> Done:
-    """A cell of RTE whose answers are right where `right` is 1; all labels are 1."""
+def done(
+    arm: str,
+    seed: int,
+    right: list[int],
+    *,
+    task: str = "rte",
+    curve: list[float] | None = None,
+    stuck: bool = False,
+) -> Done:
+    """A cell whose answers are right where `right` is 1; all labels are 1."""
     value = sum(right) / len(right)
     quality = {"metrics": {"accuracy": {"value": value}}, "at_majority": stuck, "majority_rate": 0.527}
     history = [{"eval_accuracy": each} for each in (curve or [value])]
     result: dict[str, Any] = {"quality": {"validation": quality}, "history": history}
-    cell = Cell(recipe="default", task="rte", arm=arm, seed=seed)
+    cell = Cell(recipe="default", task=task, arm=arm, seed=seed)
     return Done(
         cell=cell,
         result=result,
@@ -55,6 +63,33 @@ def test_only_seeds_that_both_have_are_compared() -> None:
     assert row(cells, "random").endswith("(p 1.00)")
 
 
+def test_differences_are_taken_seed_by_seed() -> None:
+    """+50 and +0 points on RTE: mean 25, interval t(0.975, 1) * 35.355 / sqrt(2) = 317.7; both signs are as far."""
+    cells = [
+        *(done("lora", seed, [0, 1]) for seed in (0, 1)),
+        *(done("prune-lora", seed, [1 - seed, 1]) for seed in (0, 1)),
+        done("random", 2, [1, 1]),
+    ]
+    (table,) = difference_tables(cells)
+    assert table.columns == ("prune-lora", "rte", "mean of tasks")
+    assert table.rows == (("minus lora", "+25.0 ± 317.7 (p 1.00)", "+25.0 ± 317.7"),)
+
+
+def test_the_mean_of_tasks_needs_the_seed_of_every_task() -> None:
+    cells = [
+        *(done(arm, 0, [1, int(arm == "prune-lora")]) for arm in ("lora", "prune-lora")),
+        *(done(arm, seed, [1, int(arm == "lora")], task="sst2") for arm in ("lora", "prune-lora") for seed in (0, 1)),
+        done("full", 0, [1, 1], task="sst2"),
+    ]
+    (table,) = difference_tables(cells)
+    assert [row[-1] for row in table.rows] == ["", "+0.0"]
+    assert table.rows[1][1:3] == ("+50.0 (p 1.00)", "-50.0 ± 0.0 (p 1.00)")
+
+
+def test_nothing_is_compared_without_prune_lora() -> None:
+    assert difference_tables([done("lora", 0, [1]), done("random", 0, [0])]) == []
+
+
 def cost(time: float) -> dict[str, Any]:
     ratio = {"median": time, "q1": time, "q3": time}
     one = {"training_time_ratio": ratio, "training_memory_ratio": ratio}
@@ -84,7 +119,7 @@ def test_there_is_no_time_to_what_was_not_learnt() -> None:
 
 def test_the_papers_own_ratios_stand_below() -> None:
     table = step_table([cost(0.5)])
-    assert table.rows[0][0] == "rte (64 tokens)"
+    assert table.rows[0][0] == "default, rte (64 tokens)"
     assert table.rows[-1] == ("mnli, paper", "1.36", "1.00", "0.89", "", "", "")
 
 

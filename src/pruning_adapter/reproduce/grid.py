@@ -44,6 +44,21 @@ class Done:
     seconds: float
     """The whole run took; with other cells beside it, it says little."""
 
+    @property
+    def primary(self) -> str:
+        """The validation set that the task is judged by."""
+        return next(iter(self.result["quality"]))
+
+    @property
+    def quality(self) -> dict[str, Any]:
+        """What was measured on it, as `Quality` saves it."""
+        return self.result["quality"][self.primary]
+
+    @property
+    def value(self) -> float:
+        """The primary metric on it, as a share."""
+        return float(next(iter(self.quality["metrics"].values()))["value"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -56,34 +71,40 @@ class Progress:
     """Estimated from the cells of the same task that are done, or of all tasks."""
 
 
-def load_cells(folder: Path, cells: Sequence[Cell]) -> list[Done]:
-    """Those of `cells` that are done.
+def load_cells(folder: Path, cells: Sequence[Cell] | None = None) -> list[Done]:
+    """Those of `cells` that are done; by default all that lie there.
 
     Raises:
         CheckpointError: a damaged file.
     """
+    if cells is None:
+        # What begins with a dot is a file that another process is writing.
+        return [_load(path) for path in sorted((folder / "cells").glob("[!.]*.json"))]
     found: list[Done] = []
     for cell in cells:
         path = _file(folder, cell)
         if path.exists():
-            content = read_json(path, kind=KIND)
-            try:
-                known = Cell.from_json(content["cell"])
-                done = Done(
-                    cell=known,
-                    result=content["result"],
-                    predictions=content["predictions"],
-                    labels=content["labels"],
-                    seconds=float(content["seconds"]),
-                )
-            except (KeyError, TypeError, ValueError) as error:
+            done = _load(path)
+            if done.cell != cell:
                 raise CheckpointError(
-                    f"{path} is not a complete cell: {error!r}. Remove it to run it again."
-                ) from error
-            if known != cell:
-                raise CheckpointError(f"{path} holds the cell {known.name}; it was renamed. Remove it.")
+                    f"{path} holds another cell than its name says, or with other settings. Remove it."
+                )
             found.append(done)
     return found
+
+
+def _load(path: Path) -> Done:
+    content = read_json(path, kind=KIND)
+    try:
+        return Done(
+            cell=Cell.from_json(content["cell"]),
+            result=content["result"],
+            predictions=content["predictions"],
+            labels=content["labels"],
+            seconds=float(content["seconds"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a complete cell: {error!r}. Remove it to run it again.") from error
 
 
 def run_cells(

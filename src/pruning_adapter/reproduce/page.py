@@ -22,7 +22,7 @@ def write_pages(
     maps: Mapping[str, Sequence[Sequence[float]]],
     *,
     model: str,
-    command: str,
+    commands: Sequence[str],
     facts: Sequence[str],
 ) -> None:
     """Write both pages and the figure into `folder`.
@@ -32,7 +32,7 @@ def write_pages(
         tables: in the order of the paper's.
         maps: normalised importance by task; none are drawn if empty.
         model: as people know it.
-        command: that made all this.
+        commands: that made all this.
         facts: what a reader must know first: machine, versions, what is missing yet.
 
     Raises:
@@ -45,7 +45,8 @@ def write_pages(
         drawing = (folder / FIGURE).read_text(encoding="utf-8")
         drawing = drawing[drawing.index("<svg") :]
     title = f"Task-oriented Memory-efficient Pruning-Adapter, reproduced with {model}"
-    lines = [f"# {title}", "", f"    {command}", "", *(f"{fact}  " for fact in facts), ""]
+    typed = (line for command in commands for line in (f"    {command}", ""))
+    lines = [f"# {title}", "", *typed, *(f"{fact}  " for fact in facts), ""]
     for table in tables:
         lines += [f"## {table.title}", "", *_markdown(table), ""]
         if table.note:
@@ -53,7 +54,7 @@ def write_pages(
     if drawing:
         lines += ["## Figure 1: importance of every head, by task", "", f"![importance maps]({FIGURE})", ""]
     write_text(folder / "reproduction.md", "\n".join(lines).rstrip() + "\n")
-    content = {"title": title, "command": command, "facts": facts, "tables": tables, "drawing": drawing}
+    content = {"title": title, "commands": commands, "facts": facts, "tables": tables, "drawing": drawing}
     write_page(folder / "report.html", "reproduction.html.j2", content)
 
 

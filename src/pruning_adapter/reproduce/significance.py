@@ -8,7 +8,7 @@ from scipy import stats
 
 from pruning_adapter.reproduce.grid import Done
 
-__all__ = ["agreement", "chance_of_difference", "half_interval", "tell_mean"]
+__all__ = ["agreement", "chance_of_difference", "differences", "half_interval", "tell_difference", "tell_mean"]
 
 
 def half_interval(values: Sequence[float]) -> float | None:
@@ -24,33 +24,42 @@ def tell_mean(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f}" if half is None else f"{np.mean(values):.1f} ± {half:.1f}"
 
 
+def tell_difference(values: Sequence[float]) -> str:
+    """As `tell_mean`, always with a sign."""
+    half = half_interval(values)
+    # Adding zero takes the sign from what rounds to nothing.
+    told = f"{round(float(np.mean(values)), 1) + 0.0:+.1f}"
+    return told if half is None else f"{told} ± {half:.1f}"
+
+
+def differences(ours: Sequence[Done], theirs: Sequence[Done]) -> dict[int, float]:
+    """By seed that both arms have, how much more of the primary metric the first one reached, in points."""
+    return {seed: 100 * (one.value - other.value) for seed, (one, other) in _pairs(ours, theirs).items()}
+
+
 def chance_of_difference(ours: Sequence[Done], theirs: Sequence[Done]) -> float | None:
     """The probability that two arms' accuracies differ this much by chance, from the answers to the same examples.
 
-    By permutation of the signs of the examples' differences (each the mean over the seeds that both arms have), so it
-    tells whether other examples would say the same, not whether other seeds would.
+    Exact, by all signs that the examples' differences (each the sum over the seeds that both arms have) could have; for
+    one seed it is McNemar's exact test. So it tells whether other examples would say the same, not whether other seeds
+    would.
 
     Returns:
         p, two-sided; None where no seed has both, or where the answers are not classes.
     """
-    by_seed, beside = ({done.cell.seed: done for done in side} for side in (ours, theirs))
-    seeds = sorted(by_seed.keys() & beside.keys())
-    if not seeds or "accuracy" not in next(iter(by_seed[seeds[0]].result["quality"].values()))["metrics"]:
+    pairs = list(_pairs(ours, theirs).values())
+    if not pairs or "accuracy" not in pairs[0][0].quality["metrics"]:
         return None
-    gains = np.mean([_right(by_seed[seed]) - _right(beside[seed]) for seed in seeds], axis=0)
-    if not gains.any():
-        return 1.0
-    tested = stats.permutation_test(
-        (gains,),
-        np.mean,
-        permutation_type="samples",
-        n_resamples=9999,
-        # All at once would take gigabytes for MNLI.
-        batch=64,
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return float(tested.pvalue)
+    gains = np.sum([_right(one) - _right(other) for one, other in pairs], axis=0)
+    sizes, counts = np.unique(np.abs(gains[gains != 0]), return_counts=True)
+    # The distribution of the sum of all gains with random signs, from the lowest sum; every second one can be.
+    chances = np.ones(1)
+    for size, count in zip(sizes, counts, strict=True):
+        of_size = np.zeros(size * count + 1)
+        of_size[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, of_size)
+    sums = 2 * np.arange(len(chances)) - (len(chances) - 1)
+    return min(1.0, float(chances[np.abs(sums) >= abs(gains.sum())].sum()))
 
 
 def agreement(ours: Done, theirs: Done) -> float:
@@ -58,14 +67,16 @@ def agreement(ours: Done, theirs: Done) -> float:
     return float(np.mean(_answers(ours) == _answers(theirs)))
 
 
-def _right(done: Done) -> NDArray[np.float64]:
+def _pairs(ours: Sequence[Done], theirs: Sequence[Done]) -> dict[int, tuple[Done, Done]]:
+    """By seed that both have."""
+    by_seed, beside = ({done.cell.seed: done for done in side} for side in (ours, theirs))
+    return {seed: (by_seed[seed], beside[seed]) for seed in sorted(by_seed.keys() & beside.keys())}
+
+
+def _right(done: Done) -> NDArray[np.int64]:
     """1 where the answer is right, else 0, for every example of the primary validation set."""
-    return (_answers(done) == np.asarray(done.labels[_primary(done)])).astype(np.float64)
+    return (_answers(done) == np.asarray(done.labels[done.primary])).astype(np.int64)
 
 
 def _answers(done: Done) -> NDArray[np.float64]:
-    return np.asarray(done.predictions[_primary(done)])
-
-
-def _primary(done: Done) -> str:
-    return next(iter(done.result["quality"]))
+    return np.asarray(done.predictions[done.primary])

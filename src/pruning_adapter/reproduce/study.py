@@ -1,6 +1,7 @@
 """A grid in its folder, and the pages that it gives.
 
 OUT/settings.json       what all cells share
+OUT/commands.json       the calls that measured it
 OUT/cells/, cost/, maps/    what was measured
 OUT/reproduction.md, report.html, importance-maps.svg
 """
@@ -14,22 +15,28 @@ from typing import Any
 from pruning_adapter.errors import OutputError
 from pruning_adapter.reproduce.accounting import account_for_bert_base
 from pruning_adapter.reproduce.beside import measure_cost, measure_maps
-from pruning_adapter.reproduce.cells import Cell
+from pruning_adapter.reproduce.cells import ARMS, Cell
 from pruning_adapter.reproduce.grid import Done, load_cells
 from pruning_adapter.reproduce.maps import correlation_table, normalized_maps
 from pruning_adapter.reproduce.page import write_pages
+from pruning_adapter.reproduce.paper import TASKS
 from pruning_adapter.reproduce.tables import (
     Table,
     accounting_table,
     accuracy_tables,
     cost_table,
+    difference_tables,
     step_table,
     time_to_accuracy_table,
 )
 from pruning_adapter.run_folder import check_links
 from pruning_adapter.settings import KEEP_RATIO, Settings
+from pruning_adapter.storage import read_json, write_json
+from pruning_adapter.training.recipes import RECIPES
 
 __all__ = ["begin_study", "measure_beside", "write_study"]
+
+COMMANDS = "pruning-adapter grid commands"
 
 
 def begin_study(folder: Path, base: Settings) -> None:
@@ -68,53 +75,81 @@ def measure_beside(folder: Path, cells: Sequence[Cell], base: Settings) -> Itera
 
 
 def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command: str) -> Path:
-    """Write the pages from all that was measured so far; returns the path of the Markdown one."""
-    done = load_cells(folder, cells)
-    tasks = list(dict.fromkeys(cell.task for cell in cells))
-    pairs = dict.fromkeys((cell.recipe, cell.task) for cell in cells)
-    costs = [
-        measure_cost(folder, recipe, task, base)
+    """Write the pages from all that lies in `folder`, whichever call measured it; returns the path of the Markdown one.
+
+    Args:
+        folder: of the grid.
+        cells: what this call was asked for: where some of it is missing, the pages say so.
+        base: the settings that all cells share.
+        command: this call, which the pages name beside those before it.
+    """
+    done = sorted((found for found in load_cells(folder) if found.cell.arm in ARMS), key=_place)
+    asked = list(dict.fromkeys((cell.recipe, cell.task) for cell in cells))
+    pairs = list(dict.fromkeys([*((each.cell.recipe, each.cell.task) for each in done), *asked]))
+    tasks = sorted({task for _, task in pairs}, key=_place_of_task)
+    costs = {
+        (recipe, task): measure_cost(folder, recipe, task, base)
         for recipe, task in pairs
         if (folder / "cost" / f"{recipe}-{task}.json").exists()
-    ]
+    }
     maps = [measure_maps(folder, task, base) for task in tasks if (folder / "maps" / f"{task}.json").exists()]
-    tables: list[Table] = [*accuracy_tables(done)] if done else []
-    tables.append(accounting_table(account_for_bert_base()))
+    tables: list[Table] = [*accuracy_tables(done), *difference_tables(done), accounting_table(account_for_bert_base())]
     if costs:
-        tables += [cost_table(costs), step_table(costs), time_to_accuracy_table(done, costs)]
+        of_all = list(costs.values())
+        tables += [cost_table(of_all), step_table(of_all), time_to_accuracy_table(done, of_all)]
     if maps:
         tables.append(correlation_table(maps))
-    tables = [table for table in tables if table.rows]
+    missing = {cell.name for cell in cells} - {found.cell.name for found in done}
+    beside = all(pair in costs for pair in asked) and {task for _, task in asked} <= {each["task"] for each in maps}
     write_pages(
         folder,
-        tables,
+        [table for table in tables if table.rows],
         normalized_maps(maps) if maps else {},
         model=base.model_id,
-        command=_name_places(command, folder, base),
-        facts=_facts(done, cells, base, beside=len(costs) == len(pairs) and len(maps) == len(tasks)),
+        commands=_commands(folder, _name_places(command, folder, base)),
+        facts=[*_unfinished(len(missing), len(cells), beside=beside), *_facts(done, base)],
     )
     return folder / "reproduction.md"
 
 
+def _place(done: Done) -> tuple[int, tuple[int, str], int]:
+    """Pages look the same whatever was asked for last, and in which order."""
+    return list(RECIPES).index(done.cell.recipe), _place_of_task(done.cell.task), done.cell.seed
+
+
+def _place_of_task(task: str) -> tuple[int, str]:
+    return (TASKS.index(task) if task in TASKS else len(TASKS)), task
+
+
+def _commands(folder: Path, command: str) -> list[str]:
+    """The calls that measured what is there: this one too, unless it only wrote the pages again."""
+    path = folder / "commands.json"
+    known: list[str] = list(read_json(path, kind=COMMANDS)["commands"]) if path.exists() else []
+    measured = command.replace(" --only-report", "")
+    if measured not in known and not (known and measured != command):
+        known.append(measured)
+        write_json(path, {"kind": COMMANDS, "commands": known})
+    return known
+
+
 def _name_places(command: str, folder: Path, base: Settings) -> str:
     """Paths of this machine tell nothing to a reader elsewhere."""
-    # What made the numbers, not what wrote the page again.
-    command = command.replace(" --only-report", "")
     places = ((base.model, base.model_id), (base.data_dir or "", "GLUE"), (str(folder), folder.name))
     for place, name in places:
         command = command.replace(place, name) if place else command
     return command
 
 
-def _facts(done: Sequence[Done], cells: Sequence[Cell], base: Settings, *, beside: bool) -> list[str]:
-    facts: list[str] = []
-    if len(done) < len(cells):
-        facts.append(f"Not finished: {len(done)} of {len(cells)} cells are done. The command above goes on.")
-    elif not beside:
-        facts.append("Not finished: cost and importance maps are not measured of all tasks. The command above goes on.")
+def _unfinished(missing: int, of: int, *, beside: bool) -> list[str]:
+    if missing:
+        return [f"Not finished: {of - missing} of {of} cells are done. The last command goes on."]
+    return [] if beside else ["Not finished: cost and importance maps of some tasks. The last command goes on."]
+
+
+def _facts(done: Sequence[Done], base: Settings) -> list[str]:
     kept = base.keep_ratio if base.keep_ratio is not None else KEEP_RATIO
     what = f"at most {base.train_rows:,} training rows" if base.train_rows else "all training rows"
-    facts.append(f"{what}, {kept:.0%} of the heads kept, importance from at most {base.examples} examples")
+    facts = [f"{what}, {kept:.0%} of the heads kept, importance from at most {base.examples} examples"]
     if not done:
         return facts
     first: dict[str, Any] = done[0].result

@@ -10,10 +10,23 @@ from pruning_adapter.reproduce.accounting import Account
 from pruning_adapter.reproduce.cells import ARMS
 from pruning_adapter.reproduce.grid import Done
 from pruning_adapter.reproduce.paper import ACCURACY, COSTS
-from pruning_adapter.reproduce.significance import chance_of_difference, tell_mean
+from pruning_adapter.reproduce.significance import (
+    chance_of_difference,
+    differences,
+    tell_difference,
+    tell_mean,
+)
 from pruning_adapter.training.recipes import METHODS
 
-__all__ = ["Table", "accounting_table", "accuracy_tables", "cost_table", "step_table", "time_to_accuracy_table"]
+__all__ = [
+    "Table",
+    "accounting_table",
+    "accuracy_tables",
+    "cost_table",
+    "difference_tables",
+    "step_table",
+    "time_to_accuracy_table",
+]
 
 SHOWN = ("full fine-tuning", "this recipe's LoRA", "Prune-LoRA")
 
@@ -62,15 +75,55 @@ def accuracy_tables(cells: Sequence[Done]) -> list[Table]:
 
 
 def _accuracy(cells: Sequence[Done], task: str, arm: str) -> str:
-    found = [done for done in cells if (done.cell.task, done.cell.arm) == (task, arm)]
+    found = _of(cells, task, arm)
     if not found:
         return ""
-    told = tell_mean([100 * _value(done) for done in found])
-    if any(_quality(done)["at_majority"] for done in found):
+    told = tell_mean([100 * done.value for done in found])
+    if any(done.quality["at_majority"] for done in found):
         told += " †"
-    beside = [done for done in cells if (done.cell.task, done.cell.arm) == (task, "lora")]
-    chance = None if arm == "lora" else chance_of_difference(found, beside)
+    chance = None if arm == "lora" else chance_of_difference(found, _of(cells, task, "lora"))
     return told if chance is None else f"{told} (p {chance:.2f})"
+
+
+def difference_tables(cells: Sequence[Done]) -> list[Table]:
+    """What pruning costs and what its choices are worth, one for each recipe: Prune-LoRA minus every other arm.
+
+    By task, over the seeds that both arms have; and the mean over all tasks, over the seeds in which every task has
+    both.
+    """
+    tables: list[Table] = []
+    for recipe in _unique(done.cell.recipe for done in cells):
+        of_recipe = [done for done in cells if done.cell.recipe == recipe]
+        tasks = _unique(done.cell.task for done in of_recipe)
+        rows: list[tuple[str, ...]] = []
+        for arm in ARMS:
+            pairs = [(_of(of_recipe, task, "prune-lora"), _of(of_recipe, task, arm)) for task in tasks]
+            by_task = [differences(*pair) for pair in pairs]
+            if arm == "prune-lora" or not any(by_task):
+                continue
+            seeds = set[int].intersection(*(set(found) for found in by_task))
+            means = [float(np.mean([found[seed] for found in by_task])) for seed in sorted(seeds)]
+            told = (_difference(list(found.values()), *pair) for found, pair in zip(by_task, pairs, strict=True))
+            rows.append((f"minus {arm}", *told, tell_difference(means) if means else ""))
+        if rows:
+            tables.append(
+                Table(
+                    title=f"What pruning costs, and what its choices are worth: recipe {recipe}",
+                    columns=("prune-lora", *tasks, "mean of tasks"),
+                    rows=tuple(rows),
+                    note="Points by which prune-lora is better, over the seeds that both arms have; ± half the 95 % "
+                    "interval over seeds (Student's t), and p as above. The mean of tasks is taken seed by seed, over "
+                    "the seeds that every task has.",
+                )
+            )
+    return tables
+
+
+def _difference(found: Sequence[float], ours: Sequence[Done], theirs: Sequence[Done]) -> str:
+    if not found:
+        return ""
+    chance = chance_of_difference(ours, theirs)
+    return tell_difference(found) if chance is None else f"{tell_difference(found)} (p {chance:.2f})"
 
 
 def accounting_table(accounts: Sequence[Account]) -> Table:
@@ -116,7 +169,7 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
         found = cost["inference"]
         rows.append(
             (
-                f"{cost['task']} ({cost['length']} tokens)",
+                _run_of(cost),
                 f"{found['parameters']:,} of {found['dense_parameters']:,}",
                 f"{found['weight_bytes'] / 1e6:.1f} of {found['dense_weight_bytes'] / 1e6:.1f} MB",
                 f"{found['macs'] / found['dense_macs']:.3f}",
@@ -130,7 +183,7 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         title="Tables 2 and 3 for this model: inference of the pruned model beside the dense one, and what trains",
         columns=(
-            *("task", "parameters", "weights", "operations", "peak memory", "latency (quartiles)"),
+            *("recipe, task", "parameters", "weights", "operations", "peak memory", "latency (quartiles)"),
             *("trained: full", "LoRA", "Prune-LoRA"),
         ),
         rows=tuple(rows),
@@ -143,7 +196,7 @@ def step_table(costs: Sequence[Mapping[str, Any]]) -> Table:
     """Table 4, and what the paper claims and does not measure: memory of a training step."""
     rows = [
         (
-            f"{cost['task']} ({cost['length']} tokens)",
+            _run_of(cost),
             *(_ratio(cost[method]["training_time_ratio"]) for method in METHODS),
             *(f"{cost[method]['training_memory_ratio']['median']:.2f}" for method in METHODS),
         )
@@ -153,7 +206,7 @@ def step_table(costs: Sequence[Mapping[str, Any]]) -> Table:
     rows.append(("mnli, paper", *paper, "", "", ""))
     return Table(
         title="Table 4: a training step, as a ratio to stock LoRA's",
-        columns=("task", *(f"{what}, {name}" for what in ("time", "peak memory") for name in SHOWN)),
+        columns=("recipe, task", *(f"{what}, {name}" for what in ("time", "peak memory") for name in SHOWN)),
         rows=tuple(rows),
         note="Batches of 32 of the task's median length, each method in turn with stock LoRA, which keeps the model's "
         "own dropout; quartiles in brackets. Memory is all that training holds: weights, gradients, optimizer, "
@@ -168,7 +221,7 @@ def time_to_accuracy_table(cells: Sequence[Done], costs: Sequence[Mapping[str, A
     for recipe, task in _unique((done.cell.recipe, done.cell.task) for done in cells):
         group = [done for done in cells if (done.cell.recipe, done.cell.task) == (recipe, task)]
         final = [_curve(done)[-1] for done in group if done.cell.arm == "lora" and _curve(done)]
-        rate = _quality(group[0])["majority_rate"] or 0.0
+        rate = group[0].quality["majority_rate"] or 0.0
         # Where LoRA learns nothing, there is nothing to get to.
         if not final or float(np.mean(final)) <= rate + 0.01 or (recipe, task) not in times:
             continue
@@ -193,21 +246,21 @@ def time_to_accuracy_table(cells: Sequence[Done], costs: Sequence[Mapping[str, A
     )
 
 
+def _run_of(cost: Mapping[str, Any]) -> str:
+    return f"{cost['recipe']}, {cost['task']} ({cost['length']} tokens)"
+
+
+def _of(cells: Sequence[Done], task: str, arm: str) -> list[Done]:
+    return [done for done in cells if (done.cell.task, done.cell.arm) == (task, arm)]
+
+
 def _curve(done: Done) -> list[float]:
-    key = f"eval_{next(iter(_quality(done)['metrics']))}"
+    key = f"eval_{next(iter(done.quality['metrics']))}"
     return [float(entry[key]) for entry in done.result["history"] if key in entry]
 
 
-def _quality(done: Done) -> dict[str, Any]:
-    return next(iter(done.result["quality"].values()))
-
-
-def _value(done: Done) -> float:
-    return float(next(iter(_quality(done)["metrics"].values()))["value"])
-
-
 def _majority(cells: Sequence[Done], task: str) -> str:
-    rate = next((_quality(done)["majority_rate"] for done in cells if done.cell.task == task), None)
+    rate = next((done.quality["majority_rate"] for done in cells if done.cell.task == task), None)
     return "" if rate is None else f"{100 * rate:.1f}"
 
 

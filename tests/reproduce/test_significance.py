@@ -1,0 +1,67 @@
+"""The paired test, against the definition, against McNemar's exact test, and by hand."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from pruning_adapter.reproduce.cells import Cell
+from pruning_adapter.reproduce.grid import Done
+from pruning_adapter.reproduce.significance import (
+    chance_of_difference,
+    differences,
+    half_interval,
+    tell_difference,
+    tell_mean,
+)
+
+
+def arm(*answers: list[int], metric: str = "accuracy") -> list[Done]:
+    """An arm whose seeds give these answers; 1 is right."""
+    return [
+        Done(
+            cell=Cell(recipe="default", task="rte", arm="any", seed=seed),
+            result={"quality": {"validation": {"metrics": {metric: {"value": float(np.mean(said))}}}}},
+            predictions={"validation": [float(each) for each in said]},
+            labels={"validation": [1.0] * len(said)},
+            seconds=1.0,
+        )
+        for seed, said in enumerate(answers)
+    ]
+
+
+answers = st.lists(st.tuples(*[st.integers(0, 1)] * 4), min_size=1, max_size=9)
+
+
+@given(answers)
+def test_p_counts_all_signs(rows: list[tuple[int, ...]]) -> None:
+    """Two seeds: of all ways to give the examples' differences signs, as many are as far from zero."""
+    first, second, third, fourth = (list(column) for column in zip(*rows, strict=True))
+    gains = np.add(first, second) - np.add(third, fourth)
+    sums = [abs(np.dot(signs, gains)) for signs in product((1, -1), repeat=len(gains))]
+    expected = np.mean(np.array(sums) >= abs(gains.sum()))
+    assert chance_of_difference(arm(first, second), arm(third, fourth)) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 5))
+def test_one_seed_is_mcnemars_exact_test(better: int, worse: int, alike: int) -> None:
+    ours = [1] * better + [0] * worse + [1] * (alike + 1)
+    theirs = [0] * better + [1] * worse + [1] * (alike + 1)
+    expected = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+    assert chance_of_difference(arm(ours), arm(theirs)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_cannot_be_compared_has_no_p() -> None:
+    assert chance_of_difference(arm([1]), []) is None
+    assert chance_of_difference(arm([1], metric="pearson"), arm([0], metric="pearson")) is None
+
+
+def test_differences_have_signs_and_nothing_has_plus() -> None:
+    assert differences(arm([1, 1], [1, 0]), arm([1, 0])) == {0: 50.0}
+    assert tell_difference([-0.04]) == "+0.0"
+    assert tell_difference([-1.0, -2.0]) == "-1.5 ± 6.4"
+    assert tell_mean([1.0, 2.0]) == "1.5 ± 6.4"
+    assert half_interval([1.0]) is None

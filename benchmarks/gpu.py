@@ -4,9 +4,10 @@
 
 Of BERT-base and of a Llama with 1.2 billion parameters (random weights: speed and memory do not care), in bfloat16 and
 in float32: a training step (`training_step.py`), inference (`inference.py`) and the importance pass (`importance.py`),
-each as those scripts measure it, plus absolute times and peak memory from the allocator. Then `glue.py` trains MODEL on
-all of MRPC and SST-2, full / lora / prune-lora with three seeds, several cells at once, for as long as is left; it goes
-on where it stopped when this script is run again. The result is written after every part, so what was measured stays.
+each as those scripts measure it, plus absolute times and peak memory from the allocator. Then `pruning-adapter
+reproduce` trains MODEL on all of MRPC and SST-2, full / lora / prune-lora with three seeds, several cells at once, for
+as long as is left; it goes on where it stopped when this script is run again. The result is written after every part,
+so what was measured stays.
 
 MODEL and the two tasks of GLUE take less than 64 MB. `--device cpu --shapes tiny` tries the script out without a GPU.
 """
@@ -45,8 +46,8 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True, help="folder of GLUE data")
     parser.add_argument("--shapes", nargs="*", default=["bert-base", "llama-1b"], choices=list(BATCHES))
     parser.add_argument("--tasks", nargs="*", default=["mrpc", "sst2"])
-    parser.add_argument("--train-rows", type=int, default=1_000_000, help="at the most, per task")
-    parser.add_argument("--jobs", type=int, default=8, help="runs of glue.py at once")
+    parser.add_argument("--train-rows", type=int, help="at the most, per task; default: all")
+    parser.add_argument("--jobs", type=int, default=8, help="cells of the grid at once")
     parser.add_argument("--minutes", type=float, default=9.5, help="after which nothing new is begun")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, required=True)
@@ -111,23 +112,25 @@ def measure_importance(options: argparse.Namespace, shape: str, precision: str) 
 
 
 def train(options: argparse.Namespace, *, left: float) -> str:
-    """What `glue.py` finished in time, as its table."""
-    output = options.output.with_name(f"{options.output.stem}-glue.json")
-    command = [sys.executable, str(Path(__file__).with_name("glue.py"))]
-    command += ["--model", options.model, "--data-dir", options.data_dir, "--output", str(output)]
-    command += ["--model-id", options.model_id or options.model, "--train-rows", str(options.train_rows)]
-    command += ["--tasks", *options.tasks, "--arms", "full", "lora", "prune-lora gradient"]
-    command += ["--jobs", str(options.jobs), *(["--bf16"] if options.device == "cuda" else [])]
+    """The page of what the grid finished in time, as its place beside the result."""
+    folder = options.output.with_name(f"{options.output.stem}-reproduction")
+    command = [sys.executable, "-m", "pruning_adapter", "reproduce", "--output-dir", str(folder)]
+    command += ["--model", options.model, "--data-dir", options.data_dir, "--jobs", str(options.jobs)]
+    command += ["--tasks", ",".join(options.tasks), "--methods", "full,lora,prune-lora"]
+    command += ["--model-name", options.model_id] if options.model_id else []
+    command += ["--train-rows", str(options.train_rows)] if options.train_rows else []
+    command += ["--bf16"] if options.device == "cuda" else []
     running = subprocess.Popen(command, start_new_session=True)
     try:
         if running.wait(timeout=max(left, 1)):
-            raise SystemExit("glue.py failed; see above")
+            raise SystemExit("the grid failed; see above")
     except subprocess.TimeoutExpired:
-        # Its workers too, which would go on to the end of their runs.
+        # Its jobs too, which would go on to the end of their cells.
         os.killpg(running.pid, signal.SIGKILL)
-        print("glue.py ran out of time; run this again to go on", flush=True)
-    table = output.with_suffix(".md")
-    return table.read_text(encoding="utf-8") if table.exists() else "No run was finished in time.\n"
+        running.wait()
+        print("the grid ran out of time; run this again to go on", flush=True)
+        subprocess.run([*command, "--only-report"], check=True)
+    return f"{folder.name}/reproduction.md"
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
@@ -143,8 +146,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
         lines += [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
         lines += [f"| {' | '.join(show(row) for show in columns.values())} |" for row in part["rows"]]
     if "accuracy" in content:
-        # Its headings go one level down.
-        lines += ["", content["accuracy"].replace("# ", "## ", 1).rstrip()]
+        lines += ["", "## Accuracy", "", f"[The paper's comparison]({content['accuracy']})"]
     write_text(path.with_suffix(".md"), "\n".join(lines) + "\n")
 
 

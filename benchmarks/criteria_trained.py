@@ -37,7 +37,13 @@ from pruning_adapter.environment import machine, versions
 from pruning_adapter.importance.figure import figure_file
 from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.reproduce.grid import Done, load_cells, run_cells
-from pruning_adapter.reproduce.significance import agreement, chance_of_difference, half_interval, tell_mean
+from pruning_adapter.reproduce.significance import (
+    agreement,
+    chance_of_difference,
+    half_interval,
+    tell_chance,
+    tell_mean,
+)
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import write_text
 from pruning_adapter.training.base_model import load_base
@@ -208,7 +214,7 @@ def told(found: Sequence[Done], dense: Sequence[Done], random: Sequence[Done]) -
     text = tell_mean([100 * done.value for done in found])
     chance = None if found == random else chance_of_difference(found, random)
     if chance is not None:
-        text += f" (p {chance:.2f})"
+        text += f" ({tell_chance(chance)})"
     text += f"; {statistics.mean(done.quality['loss'] for done in found):.3f}"
     of_seed = {done.cell.seed: done for done in dense}
     same = [agreement(done, of_seed[done.cell.seed]) for done in found if done.cell.seed in of_seed]

@@ -14,6 +14,7 @@ from pruning_adapter.reproduce.significance import (
     chance_of_difference,
     differences,
     half_interval,
+    tell_chance,
     tell_difference,
     tell_mean,
 )
@@ -65,3 +66,10 @@ def test_differences_have_signs_and_nothing_has_plus() -> None:
     assert tell_difference([-1.0, -2.0]) == "-1.5 ± 6.4"
     assert tell_mean([1.0, 2.0]) == "1.5 ± 6.4"
     assert half_interval([1.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("chance", "told"), [(0.32, "p 0.32"), (0.004, "p 0.004"), (0.0, "p < 0.001"), (1.0, "p 1.00")]
+)
+def test_no_chance_is_told_as_none(chance: float, told: str) -> None:
+    assert tell_chance(chance) == told

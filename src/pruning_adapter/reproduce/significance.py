@@ -8,7 +8,15 @@ from scipy import stats
 
 from pruning_adapter.reproduce.grid import Done
 
-__all__ = ["agreement", "chance_of_difference", "differences", "half_interval", "tell_difference", "tell_mean"]
+__all__ = [
+    "agreement",
+    "chance_of_difference",
+    "differences",
+    "half_interval",
+    "tell_chance",
+    "tell_difference",
+    "tell_mean",
+]
 
 
 def half_interval(values: Sequence[float]) -> float | None:
@@ -30,6 +38,13 @@ def tell_difference(values: Sequence[float]) -> str:
     # Adding zero takes the sign from what rounds to nothing.
     told = f"{round(float(np.mean(values)), 1) + 0.0:+.1f}"
     return told if half is None else f"{told} ± {half:.1f}"
+
+
+def tell_chance(chance: float) -> str:
+    """With as many decimals as tell something."""
+    if chance < 0.001:
+        return "p < 0.001"
+    return f"p {chance:.3f}" if chance < 0.01 else f"p {chance:.2f}"
 
 
 def differences(ours: Sequence[Done], theirs: Sequence[Done]) -> dict[int, float]:

@@ -13,6 +13,7 @@ from pruning_adapter.reproduce.paper import ACCURACY, COSTS
 from pruning_adapter.reproduce.significance import (
     chance_of_difference,
     differences,
+    tell_chance,
     tell_difference,
     tell_mean,
 )
@@ -82,7 +83,7 @@ def _accuracy(cells: Sequence[Done], task: str, arm: str) -> str:
     if any(done.quality["at_majority"] for done in found):
         told += " †"
     chance = None if arm == "lora" else chance_of_difference(found, _of(cells, task, "lora"))
-    return told if chance is None else f"{told} (p {chance:.2f})"
+    return told if chance is None else f"{told} ({tell_chance(chance)})"
 
 
 def difference_tables(cells: Sequence[Done]) -> list[Table]:
@@ -123,7 +124,7 @@ def _difference(found: Sequence[float], ours: Sequence[Done], theirs: Sequence[D
     if not found:
         return ""
     chance = chance_of_difference(ours, theirs)
-    return tell_difference(found) if chance is None else f"{tell_difference(found)} (p {chance:.2f})"
+    return tell_difference(found) if chance is None else f"{tell_difference(found)} ({tell_chance(chance)})"
 
 
 def accounting_table(accounts: Sequence[Account]) -> Table:

@@ -85,8 +85,21 @@ class PruneLoraModel(LoraModel):
                 read_together_([site.block.get_submodule(part.path) for part in site.readers_of_one_input])
         if config.quick_linear:
             remember_inputs_(base)
-        if not hasattr(self, "_guard"):
-            self._guard = self.register_load_state_dict_pre_hook(refuse_what_does_not_train)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """See PEFT's `BaseTuner`, which asks for the names of the weights in an adapter's file before it loads them.
+
+        A state that somebody loads without PEFT, such as one of the whole model, is theirs.
+
+        Raises:
+            AdapterError: the file holds weights that are not the adapter's own.
+        """
+        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        refuse_what_does_not_train(model, adapter_name, config.bias, state)
+        return state
 
     def _check_merge_allowed(self) -> None:
         """See PEFT's `BaseTuner`, which asks before every merge."""

@@ -6,7 +6,9 @@
 Every cell is a whole run of the library with settings of its own (a task, a way of choosing, how much is kept, a seed),
 and a file; those that are there are skipped, so the study goes on after any interruption. Random choices get five
 seeds, each with a draw of its own, the others three. Beside accuracy stand the loss on the validation set and the share
-of examples that are answered as the dense LoRA model of the same seed answers them.
+of examples that are answered as the dense LoRA model of the same seed answers them. With `--grid`, cells that a grid of
+`pruning-adapter reproduce` with the same settings holds (dense LoRA, and some arms at 70 % of heads) are taken from
+there.
 
 Ways of choosing (docs/criterion.md says what came of it):
 
@@ -21,6 +23,7 @@ Ways of choosing (docs/criterion.md says what came of it):
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -82,6 +85,14 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "random, 0 %, plain": {"prune_after": 0.0, "scorer": "random", **PLAIN},
     **{name: {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq", **ranks} for name, ranks in RANKS.items()},
 }
+GRID_ARMS = {
+    "20 %, obs + lstsq": "prune-lora",
+    "ranks 4, 8": "prune-lora",
+    "ranks 4, 8, spread evenly": "uniform-rank",
+    "random": "random",
+    "magnitude": "magnitude",
+}
+"""What they are called in a grid, at 70 % of heads."""
 TAUGHT = ", taught"
 RANDOM_SEEDS = 5
 MARKERS = "os^vDPX*"
@@ -100,6 +111,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="cells at once")
     parser.add_argument("--threads", type=int, default=1, help="of each cell")
+    parser.add_argument("--grid", type=Path, help="folder of `pruning-adapter reproduce` with the same settings")
     parser.add_argument("--only-report", action="store_true", help="run nothing; write what is there")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -113,7 +125,10 @@ def main() -> None:
         bf16=True,
     )
     cells = make_cells(options)
-    running = run_cells(options.output, cells, base, jobs=options.jobs, prepare=partial(prepare, options.threads))
+    taken = [] if options.grid is None else take_from_grid(options.grid, cells, base)
+    there = {done.cell for done in taken}
+    todo = [cell for cell in cells if cell not in there]
+    running = run_cells(options.output, todo, base, jobs=options.jobs, prepare=partial(prepare, options.threads))
     for progress in () if options.only_report else running:
         cell = progress.done.cell
         print(
@@ -121,8 +136,8 @@ def main() -> None:
             f"{100 * progress.done.value:.1f} (~{progress.seconds_left / 60:.0f} min left)",
             flush=True,
         )
-        tell(options, cells)
-    tell(options, cells)
+        tell(options, [*taken, *load_cells(options.output, todo)])
+    tell(options, [*taken, *load_cells(options.output, todo)])
     print((options.output / "criteria.md").read_text())
 
 
@@ -154,6 +169,18 @@ def make_cells(options: argparse.Namespace) -> list[Cell]:
     return cells
 
 
+def take_from_grid(folder: Path, cells: Sequence[Cell], base: Settings) -> list[Done]:
+    """Those of `cells` that a grid ran under other names."""
+    settings = Settings.load(folder / "settings.json")
+    for name in ("model_id", "train_rows", "epochs", "bf16", "examples"):
+        if getattr(settings, name) != getattr(base, name):
+            raise SystemExit(f"{folder} has {name} {getattr(settings, name)!r}, not {getattr(base, name)!r}")
+    known = {(done.cell.recipe, done.cell.task, done.cell.arm, done.cell.seed): done for done in load_cells(folder)}
+    names = {"lora": "lora", **{name_of(ours, "70 % of heads"): theirs for ours, theirs in GRID_ARMS.items()}}
+    places = {cell: ("default", cell.task, names.get(cell.arm), cell.seed) for cell in cells}
+    return [replace(known[place], cell=cell) for cell, place in places.items() if place in known]
+
+
 def name_of(arm: str, rule: str) -> str:
     """As a part of a file's name."""
     return f"{file_name(arm)}_{file_name(rule)}"
@@ -177,9 +204,8 @@ def prepare(threads: int) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def tell(options: argparse.Namespace, cells: Sequence[Cell]) -> None:
+def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
     """criteria.md: all that is known so far."""
-    known = load_cells(options.output, cells)
     lines = [
         *heading("What criteria are worth after training", command_of(options), machine(), versions()),
         "Accuracy on the validation set in per cent, mean over seeds ± half of Student's 95 % interval, and p, the "

@@ -17,7 +17,7 @@ Ways of choosing (docs/criterion.md says what came of it):
 * "0 %", "5 %", "40 %": the same at other times; "20 + 40 %": in rounds.
 * "random", "magnitude": the recipe's way in all but the scores.
 * "..., taught": learning from dense LoRA's answers beside the labels.
-* "rank ...": the recipe's way with other ranks of LoRA.
+* "rank ...": the recipe's way with other ranks of LoRA; the recipe's own are 8 and 16.
 """
 
 import argparse
@@ -60,11 +60,17 @@ RULES: Mapping[str, Mapping[str, float]] = {
     "33 % of MACs": {"encoder_macs": 0.33},
 }
 PLAIN = {"reconstruct": "none"}
+OURS = {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq"}
+LOW = {"low_rank": 4, "high_rank": 8}
 RANKS: Mapping[str, Mapping[str, Any]] = {
-    "ranks 4, 8": {"low_rank": 4, "high_rank": 8},
-    "ranks 4, 8, spread evenly": {"low_rank": 4, "high_rank": 8, "block_importance": "equal"},
+    "ranks 4, 8": LOW,
+    "ranks 4, 8, spread evenly": {**LOW, "block_importance": "equal"},
     "rank 8": {"low_rank": 8, "high_rank": 8},
+    # The recipe's, by name.
     "ranks 8, 16": {"low_rank": 8, "high_rank": 16},
+    "ranks 8, 16, spread evenly": {"low_rank": 8, "high_rank": 16, "block_importance": "equal"},
+    "40 %, ranks 4, 8": {**LOW, "prune_after": 0.4},
+    "20 + 40 %, ranks 4, 8": {**LOW, "prune_after": 0.4, "rounds": 2},
 }
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "paper": {"prune_after": 0.0, "scorer": "gradient", "order": "first", "normalization": "block", **PLAIN},
@@ -74,8 +80,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "20 %, second": {"prune_after": 0.2, "scorer": "gradient", "order": "second", **PLAIN},
     "20 %, second + lstsq": {"prune_after": 0.2, "scorer": "gradient", "order": "second", "reconstruct": "lstsq"},
     "20 %, obs": {"prune_after": 0.2, "scorer": "obs", **PLAIN},
-    "20 %, obs + lstsq": {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq"},
-    "20 %, obs + lstsq, taught": {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq"},
+    "20 %, obs + lstsq": OURS,
+    "20 %, obs + lstsq, taught": OURS,
     "40 %, obs + lstsq": {"prune_after": 0.4, "scorer": "obs", "reconstruct": "lstsq"},
     "20 + 40 %, obs + lstsq": {"prune_after": 0.4, "rounds": 2, "scorer": "obs", "reconstruct": "lstsq"},
     "10 + 20 + 30 + 40 %, obs + lstsq": {"prune_after": 0.4, "rounds": 4, "scorer": "obs", "reconstruct": "lstsq"},
@@ -83,12 +89,12 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "random": {"prune_after": 0.2, "scorer": "random", "reconstruct": "lstsq"},
     "random, plain": {"prune_after": 0.2, "scorer": "random", **PLAIN},
     "random, 0 %, plain": {"prune_after": 0.0, "scorer": "random", **PLAIN},
-    **{name: {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq", **ranks} for name, ranks in RANKS.items()},
+    **{name: {**OURS, **ranks} for name, ranks in RANKS.items()},
 }
 GRID_ARMS = {
     "20 %, obs + lstsq": "prune-lora",
-    "ranks 4, 8": "prune-lora",
-    "ranks 4, 8, spread evenly": "uniform-rank",
+    "ranks 8, 16": "prune-lora",
+    "ranks 8, 16, spread evenly": "uniform-rank",
     "random": "random",
     "magnitude": "magnitude",
 }

@@ -39,7 +39,7 @@ FILES: dict[str, Any] = {
         # Scores of neurons tell at which rank feed-forwards train, also where only heads go.
         GOOD.changed({"keep_heads": 5, "units": "both"}),
         # With a budget the two ranks are not used.
-        GOOD.changed({"rank_budget": 1000, "high_rank": 2}),
+        GOOD.changed({"rank_budget": 1000, "low_rank": 4, "high_rank": 2}),
     ],
 )
 def test_what_fits_together_passes(settings: Settings) -> None:
@@ -145,7 +145,7 @@ def test_a_number_out_of_range_is_refused_with_the_range(name: str, value: objec
 
 def test_ranks_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(PlanError, match="low_rank is 4; it must not be above high_rank, 2"):
-        GOOD.changed({"high_rank": 2}).check()
+        GOOD.changed({"low_rank": 4, "high_rank": 2}).check()
 
 
 @pytest.mark.parametrize("other", [{"keep_heads": 5}, {"keep_ratio": 0.5}, {"preset": "paper"}])
@@ -245,3 +245,22 @@ def test_going_on_with_any_other_setting_is_refused(name: str) -> None:
     with pytest.raises(OutputError, match=message):
         other.check_same(GOOD, Path("runs/a"))
     GOOD.check_same(GOOD.changed({}), Path("runs/a"))
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks"),
+    [
+        ({}, (8, 16)),
+        ({"recipe": "paper"}, (4, 8)),
+        ({"low_rank": 4, "high_rank": 8}, (4, 8)),
+        ({"low_rank": 0}, (0, 16)),
+        ({"low_rank": 12}, (12, 16)),
+        ({"low_rank": 32}, (32, 32)),
+        ({"high_rank": 12}, (8, 12)),
+        ({"high_rank": 2}, (2, 2)),
+    ],
+)
+def test_ranks_are_the_recipes_where_none_was_given(given: dict[str, Any], ranks: tuple[int, int]) -> None:
+    settings = GOOD.changed(given)
+    settings.check()
+    assert settings.ranks == ranks

@@ -52,12 +52,13 @@ def _ranks_from_settings(settings: Settings, scores: ImportanceScores, plan: Pru
     blocks = len(plan.kept_heads)
     how: dict[str, Any] = {"target": settings.target, "normalization": settings.chosen("normalization")}
     equal = settings.block_importance == "equal"
+    low, high = settings.ranks
     ranks = plan_ranks(
         scores,
         plan,
         top_blocks=max(1, round(blocks / 3)) if settings.top_blocks is None else settings.top_blocks,
-        high=settings.high_rank,
-        low=settings.low_rank,
+        high=high,
+        low=low,
         budget=settings.rank_budget,
         block_importance=cast(Any, "sum" if equal else settings.block_importance),
         **how,

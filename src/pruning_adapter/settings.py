@@ -128,8 +128,10 @@ class Settings:
     """Which linear maps LoRA trains."""
     top_blocks: int | None = None
     """Blocks that get the high rank; by default a third of them, as in the paper."""
-    high_rank: int = 8
-    low_rank: int = 4
+    high_rank: int | None = None
+    """None: twice the rank of the recipe's plain LoRA, as in the paper."""
+    low_rank: int | None = None
+    """Of the other blocks; None: the rank of the recipe's plain LoRA, as in the paper."""
     block_importance: str = "sum"
     """What makes a block important for its rank; "equal" spreads as many parameters evenly, as a control."""
     rank_budget: int | None = None
@@ -179,8 +181,9 @@ class Settings:
             parse_bytes(cast(str, self.keep_bytes))
         if self.latency_table is not None and rule != "keep_latency":
             raise PlanError("latency_table was given without keep_latency, the rule that reads it; give both.")
-        if self.rank_budget is None and self.low_rank > self.high_rank:
-            raise PlanError(f"low_rank is {self.low_rank}; it must not be above high_rank, {self.high_rank}.")
+        low, high = self.ranks
+        if self.rank_budget is None and low > high:
+            raise PlanError(f"low_rank is {low}; it must not be above high_rank, {high}.")
 
     def _check_rounds(self, rule: str | None) -> None:
         if (self.rounds or 1) == 1:
@@ -271,6 +274,16 @@ class Settings:
 
         value = getattr(self, name)
         return getattr(find_recipe(self.recipe), name) if value is None else value
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """Of LoRA in the less and in the more important blocks. Where one was given, the other gives way."""
+        from pruning_adapter.training.recipes import find_recipe
+
+        rank = find_recipe(self.recipe).lora_rank
+        low = min(rank, self.high_rank or rank) if self.low_rank is None else self.low_rank
+        high = max(2 * rank, low) if self.high_rank is None else self.high_rank
+        return low, high
 
     @property
     def rounds_taken(self) -> int:

@@ -408,7 +408,7 @@ def test_rows_that_cannot_be_used_are_refused_by_file_and_line(
         ({"seed": -1}, "seed is -1; it must be in 0 to 4294967295"),
         ({"epochs": 0}, r"epochs is 0\.0; it must be a positive number"),
         ({"learning_rate": "nan"}, "learning_rate is nan; it must be a positive number"),
-        ({"high_rank": 2}, "low_rank is 4; it must not be above high_rank, 2"),
+        ({"low_rank": 4, "high_rank": 2}, "low_rank is 4; it must not be above high_rank, 2"),
     ],
 )
 def test_settings_that_cannot_be_met_are_refused_before_any_work(

@@ -171,8 +171,10 @@ Reconstruct = Annotated[
 ]
 Target = Annotated[str | None, typer.Option(help="LoRA on attention or all-linear. [attention]", rich_help_panel=_PLAN)]
 TopBlocks = Annotated[int | None, typer.Option(help="Blocks of high rank. [a third]", rich_help_panel=_PLAN)]
-HighRank = Annotated[int | None, typer.Option(help="Rank of the most important blocks. [8]", rich_help_panel=_PLAN)]
-LowRank = Annotated[int | None, typer.Option(help="Rank of the other blocks. [4]", rich_help_panel=_PLAN)]
+HighRank = Annotated[
+    int | None, typer.Option(help="Rank of the most important blocks. [twice the recipe's]", rich_help_panel=_PLAN)
+]
+LowRank = Annotated[int | None, typer.Option(help="Rank of the other blocks. [the recipe's]", rich_help_panel=_PLAN)]
 RankBudget = Annotated[
     int | None,
     typer.Option(help="Trainable parameters to spread by importance instead.", rich_help_panel=_PLAN),

@@ -37,8 +37,8 @@ def split_rounds(settings: Settings, dense: ModelIdentity, dense_parameters: int
 
 def start_rank(settings: Settings) -> int:
     """The rank of LoRA before the last units go: the lowest that a block will have then, because ranks only grow."""
-    given = settings.low_rank or settings.high_rank
-    return given if settings.rank_budget is None else find_recipe(settings.recipe).lora_rank
+    low, high = settings.ranks
+    return (low or high) if settings.rank_budget is None else find_recipe(settings.recipe).lora_rank
 
 
 def _loosened(settings: Settings, gone: float, dense: ModelIdentity, dense_parameters: int) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from pruning_adapter.environment import machine, versions
 from pruning_adapter.evaluation.cost import count_trainable, peak_memory
 from pruning_adapter.importance import random_importance
 from pruning_adapter.planning import plan_pruning, plan_ranks
+from pruning_adapter.settings import Settings
 from pruning_adapter.storage import write_json, write_text
 from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
 from pruning_adapter.training.methods import apply_method
@@ -214,7 +215,8 @@ def make_arm(options: argparse.Namespace, classes: int, method: Any, recipe: Any
             plan = plan_pruning(scores, keep_macs=share_of_model(base.model, keep["encoder_macs"]), length=128)
         else:
             plan = plan_pruning(scores, keep_ratio=keep["keep_ratio"])
-        ranks = plan_ranks(scores, plan, top_blocks=round(len(plan.kept_heads) / 3))
+        low, high = Settings(recipe=recipe.name).ranks
+        ranks = plan_ranks(scores, plan, top_blocks=round(len(plan.kept_heads) / 3), high=high, low=low)
     model: Any = apply_method(base, method, recipe, plan=plan, ranks=ranks).to(options.device)
     if options.bf16 and method != "full":
         halve_frozen_(model)

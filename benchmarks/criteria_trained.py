@@ -118,6 +118,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="cells at once")
     parser.add_argument("--threads", type=int, default=1, help="of each cell")
     parser.add_argument("--grid", type=Path, help="folder of `pruning-adapter reproduce` with the same settings")
+    parser.add_argument(
+        "--against", default="random", choices=list(ARMS), help="arm that the others are tested against"
+    )
     parser.add_argument("--only-report", action="store_true", help="run nothing; write what is there")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -215,8 +218,8 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
     lines = [
         *heading("What criteria are worth after training", command_of(options), machine(), versions()),
         "Accuracy on the validation set in per cent, mean over seeds ± half of Student's 95 % interval, and p, the "
-        'probability that the difference to "random" on the same examples is chance; then loss; then agreement with '
-        "dense LoRA of the same seed. Random choices: five seeds with a draw each.",
+        f'probability that the difference to "{options.against}" on the same examples is chance; then loss; then '
+        "agreement with dense LoRA of the same seed. Random choices: five seeds with a draw each.",
         "",
         "![accuracy against what is kept](criteria.svg)",
     ]
@@ -232,7 +235,7 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
         lines += ["", f"## {task}: dense LoRA {told(dense, dense, ())}", ""]
         lines += [f"| | {' | '.join(options.rules)} |", f"| --- | {' | '.join('---' for _ in options.rules)} |"]
         for arm in options.arms:
-            row = [told(of_arm[arm, rule], dense, of_arm.get(("random", rule), [])) for rule in options.rules]
+            row = [told(of_arm[arm, rule], dense, of_arm.get((options.against, rule), [])) for rule in options.rules]
             if any(row):
                 lines.append(f"| {arm} | {' | '.join(row)} |")
     write_text(options.output / "criteria.md", "\n".join(lines) + "\n")
@@ -240,11 +243,11 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
         draw(options, known)
 
 
-def told(found: Sequence[Done], dense: Sequence[Done], random: Sequence[Done]) -> str:
+def told(found: Sequence[Done], dense: Sequence[Done], against: Sequence[Done]) -> str:
     if not found:
         return ""
     text = tell_mean([100 * done.value for done in found])
-    chance = None if found == random else chance_of_difference(found, random)
+    chance = None if found == against else chance_of_difference(found, against)
     if chance is not None:
         text += f" ({tell_chance(chance)})"
     text += f"; {statistics.mean(done.quality['loss'] for done in found):.3f}"

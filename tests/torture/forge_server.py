@@ -141,6 +141,8 @@ def serve(order: dict[str, Any]) -> dict[str, Any]:
     begun, before = time.monotonic(), changed_at(order["folder"])
     child = os.fork()
     if child == 0:
+        # As in a terminal: a shell has its background jobs ignore Ctrl-C, and so would all that they start.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(said, 1)
         os.dup2(said, 2)
         status = NO_STATUS

@@ -1,6 +1,6 @@
 """The paper's tables from the cells of a grid, each number beside the paper's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +49,7 @@ def accuracy_tables(cells: Sequence[Done]) -> list[Table]:
     `significance`).
     """
     tables: list[Table] = []
-    for recipe in _unique(done.cell.recipe for done in cells):
-        of_recipe = [done for done in cells if done.cell.recipe == recipe]
-        tasks = _unique(done.cell.task for done in of_recipe)
+    for recipe, of_recipe, tasks in _by_recipe(cells):
         rows: list[tuple[str, ...]] = []
         for arm in ARMS:
             row = [_accuracy(of_recipe, task, arm) for task in tasks]
@@ -75,6 +73,13 @@ def accuracy_tables(cells: Sequence[Done]) -> list[Table]:
     return tables
 
 
+def _by_recipe(cells: Sequence[Done]) -> Iterator[tuple[str, list[Done], list[str]]]:
+    """Every recipe with its cells and their tasks."""
+    for recipe in _unique(done.cell.recipe for done in cells):
+        found = [done for done in cells if done.cell.recipe == recipe]
+        yield recipe, found, _unique(done.cell.task for done in found)
+
+
 def _accuracy(cells: Sequence[Done], task: str, arm: str) -> str:
     found = _of(cells, task, arm)
     if not found:
@@ -93,9 +98,7 @@ def difference_tables(cells: Sequence[Done]) -> list[Table]:
     both.
     """
     tables: list[Table] = []
-    for recipe in _unique(done.cell.recipe for done in cells):
-        of_recipe = [done for done in cells if done.cell.recipe == recipe]
-        tasks = _unique(done.cell.task for done in of_recipe)
+    for recipe, of_recipe, tasks in _by_recipe(cells):
         rows: list[tuple[str, ...]] = []
         for arm in ARMS:
             pairs = [(_of(of_recipe, task, "prune-lora"), _of(of_recipe, task, arm)) for task in tasks]

@@ -80,8 +80,8 @@ RECIPES = {
         normalization="block",
         reconstruct="none",
     ),
-    # With all-MiniLM-L6-v2, LoRA learns at 1e-3 (docs/recipes.md has the numbers and their limits). Three epochs, because
-    # on a CPU time is what runs out.
+    # With all-MiniLM-L6-v2, LoRA learns at 1e-3 (docs/recipes.md has the numbers and their limits). Three epochs,
+    # because on a CPU time is what runs out.
     "default": Recipe(
         name="default",
         epochs=3,

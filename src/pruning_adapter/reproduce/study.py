@@ -83,7 +83,8 @@ def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command:
         base: the settings that all cells share.
         command: this call, which the pages name beside those before it.
     """
-    done = sorted((found for found in load_cells(folder) if found.cell.arm in ARMS), key=_place)
+    of_grid = (each for each in load_cells(folder) if each.cell.arm in ARMS and each.cell.recipe in RECIPES)
+    done = sorted(of_grid, key=_place)
     asked = list(dict.fromkeys((cell.recipe, cell.task) for cell in cells))
     pairs = list(dict.fromkeys([*((each.cell.recipe, each.cell.task) for each in done), *asked]))
     tasks = sorted({task for _, task in pairs}, key=_place_of_task)

@@ -119,11 +119,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each cell")
     parser.add_argument("--grid", type=Path, help="folder of `pruning-adapter reproduce` with the same settings")
     parser.add_argument(
-        "--against", default="random", choices=list(ARMS), help="arm that the others are tested against"
+        "--against", default="random", choices=list(ARMS), help="one of --arms, that the others are tested against"
     )
     parser.add_argument("--only-report", action="store_true", help="run nothing; write what is there")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    if options.against not in options.arms:
+        parser.error(f"the arms are to be tested against {options.against!r}: name it among --arms, or say --against")
     prepare(options.threads)
     base = Settings(
         model=options.model,

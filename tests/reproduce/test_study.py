@@ -138,6 +138,19 @@ def test_the_pages_tell_of_all_that_is_there(finished: Path, model: Path, glue: 
     assert told.count("pruning-adapter reproduce") == 2
 
 
+@pytest.mark.parametrize(("name", "value"), [("recipe", "of another release"), ("arm", "of another study")])
+def test_the_pages_leave_out_cells_that_the_grid_does_not_know(
+    finished: Path, model: Path, glue: Path, tmp_path: Path, name: str, value: str
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "grid")
+    before = (folder / "reproduction.md").read_text()
+    content = json.loads((folder / "cells" / "default-sst2-lora-0.json").read_text())
+    content["cell"][name] = value
+    (folder / "cells" / "another.json").write_text(json.dumps(content))
+    call(*arguments(model, glue, folder, "--tasks", "sst2", "--seeds", "0", "--only-report"))
+    assert (folder / "reproduction.md").read_text() == before
+
+
 def test_arms_differ_in_what_they_say(finished: Path) -> None:
     def cell(arm: str) -> dict[str, Any]:
         return json.loads((finished / "cells" / f"default-sst2-{arm}-0.json").read_text())["result"]

@@ -10,14 +10,15 @@ loss, accuracy and agreement with the dense model are taken on validation exampl
 A criterion is what is measured, and of which model:
 
 * of: "untrained" (the base with a random task head, as in the paper), "head" (the head fitted to the frozen features
-  by logistic regression first, in seconds), "5 %" and "20 %" (after that share of LoRA's steps), "trained" (the dense
-  model itself).
+  by logistic regression first, in seconds), "5 %" and "20 %" (after that share of the steps of its training), "trained"
+  (the dense model itself).
 * what: "first" (mean |gradient|), "second" (mean squared gradient), "obs" (what least squares cannot make up for),
-  "output" (mean squared change of the last hidden state, through random projections; needs no label), "magnitude", and
-  "random", five draws.
-* "leave-one-out": how much the loss of 256 training examples rises when a head really goes; the yardstick. Each
-  criterion's rank correlation with it (heads, within blocks) stands beside what it chooses, and so does its correlation
-  with itself on as many other examples.
+  "output" (mean squared change of the last hidden state, through random projections; needs no label), "magnitude",
+  "random", five draws, and "shuffled", five deals of the trained model's "obs" within each site: what is chosen differs,
+  and not how much of each block stays.
+* "leave-one-out": how much the loss of 256 training examples rises when a head really goes; the yardstick, taken on
+  other examples than all criteria are. Each criterion's rank correlation with it (heads, within blocks) stands beside
+  what it chooses, and so does its correlation with itself on as many other examples.
 
 Cells that the output file already holds are skipped, so the screen resumes after any interruption.
 """
@@ -42,7 +43,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 import pruning_adapter as pa
-from provenance import command_of, heading
+from provenance import command_of, heading, model_name
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.architectures.sites import find_all_sites, find_sites
 from pruning_adapter.checkpoint.merged import merge
@@ -70,12 +71,13 @@ RULES: dict[str, dict[str, float]] = {
     "33 % of MACs": {"encoder_macs": 0.33},
 }
 SHARES = {"5 %": 0.05, "20 %": 0.2}
+CONTROLS = ("random", "shuffled")
 CRITERIA = (
     *((of, what) for of in ("untrained", "head", *SHARES, "trained") for what in ("first", "second", "obs")),
     ("untrained", "output"),
     ("trained", "output"),
     ("untrained", "magnitude"),
-    *(("random", str(draw)) for draw in range(5)),
+    *((control, str(draw)) for control in CONTROLS for draw in range(5)),
     ("trained", "leave-one-out"),
 )
 PROJECTIONS = 4
@@ -129,13 +131,14 @@ class Screen:
         self.collate = make_collator(self.tokenizer)
         self.recipe = replace(RECIPES["default"], epochs=options.epochs)
         self.train = self.tokenize(self.data.train)
-        # Every second one, so that each half has its share of all classes.
+        # Every second one: halves that are alike, however the file is ordered.
         both = sample_examples(self.data.train, 2 * options.examples, seed)
         scored, other = self.tokenize(both[::2]), self.tokenize(both[1::2])
-        enough = len(other) == options.examples
-        self.other = LengthSortedBatches(other, self.collate, batch_size=32) if enough else None
+        if len(other) < options.examples:
+            raise SystemExit(f"{task} has too few training examples for two samples of {options.examples}")
+        self.other = LengthSortedBatches(other, self.collate, batch_size=32)
         self.batches = LengthSortedBatches(scored, self.collate, batch_size=32)
-        self.few = list(LengthSortedBatches(scored[:256], self.collate, batch_size=64))
+        self.few = list(LengthSortedBatches(other[:256], self.collate, batch_size=64))
         examples = sample_examples(next(iter(self.data.validation.values())), options.validation, 0)
         self.validation = self.tokenize(examples)
         self.labels = np.array([int(example.label) for example in examples])
@@ -173,7 +176,7 @@ class Screen:
 
     def repeat(self, of: str, what: str, scores: Any) -> float | None:
         """How well as many other examples rank the heads alike; None where nothing is measured."""
-        if what not in ("first", "second", "obs", "output") or self.other is None:
+        if what not in ("first", "second", "obs", "output"):
             return None
         return rank_agreement(scores.heads, self.measure(self.model_of(of), what, self.other).heads)
 
@@ -210,21 +213,22 @@ class Screen:
             fit_head_(base.model, self.batches)
         if of in SHARES:
             adapted = apply_method(base, "lora", self.recipe)
-            self._train_(adapted, SHARES[of] * self.recipe.epochs)
+            self._train_(adapted, stop_after=SHARES[of])
             return merge(adapted)
         return base.model
 
     def _trained(self) -> Any:
-        folder = self.options.work_dir / f"{self.task}-{len(self.train)}-{self.options.epochs:g}-seed{self.seed}"
+        said = (model_name(self.options), self.task, len(self.train), self.options.epochs, self.options.bf16, self.seed)
+        folder = self.options.work_dir / "-".join(str(each).replace("/", "-") for each in said)
         if not folder.is_dir():
             base = load_base(self.options.model, label_names=self.data.label_names, seed=self.seed)
             adapted = apply_method(base, "lora", self.recipe)
-            self._train_(adapted, self.recipe.epochs)
+            self._train_(adapted)
             with replace_folder(folder) as aside:
                 merge(adapted).save_pretrained(aside)
         return load_base(str(folder), label_names=self.data.label_names, seed=self.seed).model.eval()
 
-    def _train_(self, model: nn.Module, epochs: float) -> None:
+    def _train_(self, model: nn.Module, *, stop_after: float = 1.0) -> None:
         if self.options.bf16:
             choose_attention_(model, longest=128)
         with tempfile.TemporaryDirectory() as folder:
@@ -232,16 +236,19 @@ class Screen:
                 model,
                 self.train,
                 tokenizer=self.tokenizer,
-                recipe=replace(self.recipe, epochs=epochs),
+                recipe=self.recipe,
                 method="lora",
                 folder=Path(folder),
                 seed=self.seed,
                 bf16=self.options.bf16,
+                stop_after=stop_after,
             )
 
     def _scores_of(self, of: str, what: str) -> Any:
         if of == "random":
             return pa.random_importance(self.model_of("trained"), seed=1000 * self.seed + int(what), units=UNITS)
+        if of == "shuffled":
+            return pa.shuffled_importance(self.scores_of("trained", "obs"), seed=1000 * self.seed + int(what))
         if what == "leave-one-out":
             found = leave_one_out(self.model_of(of), self.few)
         else:
@@ -348,9 +355,10 @@ def table(content: dict[str, Any]) -> str:
         *heading(
             "What criteria choose, right after surgery", content["command"], content["machine"], content["versions"]
         ),
-        "Loss on validation examples above the dense model's, mean over seeds (and draws), as it is / after least "
-        "squares; best of both scopes for heads. LOO: rank correlation with leave-one-out, heads, within blocks; "
-        "again: with the same criterion on as many other examples.",
+        "Loss on validation examples above the dense model's, mean over seeds (and draws). Of heads: compared within "
+        "blocks / over the model / over the model, and what stays corrected by least squares. Of multiply-accumulates, "
+        "heads and neurons: as it is / corrected. LOO: rank correlation with leave-one-out on other examples, heads, "
+        "within blocks; again: with the same criterion on as many other examples.",
     ]
     for task in dict.fromkeys(cell["task"] for cell in cells):
         of_task = [cell for cell in cells if cell["task"] == task]
@@ -365,14 +373,14 @@ def table(content: dict[str, Any]) -> str:
         ]
         for name, group in grouped(of_task):
             told = [mean_of(group, "agreement_with_leave_one_out"), mean_of(group, "agreement_with_itself")]
-            told += [" / ".join(rise(group, rule, how) for how in ("none", "lstsq")) for rule in rules]
+            told += [" / ".join(rises(group, rule)) for rule in rules]
             lines.append(f"| {name} | {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 
 
 def grouped(cells: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     name_of: Callable[[dict[str, Any]], str] = lambda cell: (  # noqa: E731
-        "random" if cell["of"] == "random" else f"{cell['of']}, {cell['what']}"
+        cell["of"] if cell["of"] in CONTROLS else f"{cell['of']}, {cell['what']}"
     )
     for name in dict.fromkeys(map(name_of, cells)):
         yield name, [cell for cell in cells if name_of(cell) == name]
@@ -383,13 +391,15 @@ def mean_of(cells: list[dict[str, Any]], name: str) -> str:
     return f"{statistics.mean(known):.2f}" if known else ""
 
 
-def rise(cells: list[dict[str, Any]], rule: str, correction: str) -> str:
-    by_scope: dict[str, list[float]] = {}
+def rises(cells: list[dict[str, Any]], rule: str) -> list[str]:
+    """Of every way in which `rule` was carried out."""
+    found: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
         for row in cell["rows"]:
-            if (row["rule"], row["reconstruct"]) == (rule, correction):
-                by_scope.setdefault(row["scope"], []).append(row["loss"] - cell["dense"]["loss"])
-    return f"{min(statistics.mean(values) for values in by_scope.values()):+.3f}" if by_scope else ""
+            if row["rule"] == rule:
+                way = (row["scope"], row["reconstruct"])
+                found.setdefault(way, []).append(row["loss"] - cell["dense"]["loss"])
+    return [f"{statistics.mean(values):+.3f}" for values in found.values()]
 
 
 if __name__ == "__main__":

@@ -409,11 +409,11 @@ def test_pairs_of_texts(model: Path, tmp_path: Path) -> None:
     assert scores.tokens == words + 40 * 5
 
 
-@pytest.mark.parametrize("scorer", ["random", "magnitude", "reversed"])
+@pytest.mark.parametrize("scorer", ["random", "magnitude", "reversed", "shuffled"])
 def test_control_scorers_by_name(finished: Path, model: Path, task: Path, tmp_path: Path, scorer: str) -> None:
     call("importance", *inputs(model, task), "--scorer", scorer, "--output-dir", tmp_path)
     scores, gradient = (ImportanceScores.load(folder / "importance.json") for folder in (tmp_path, finished))
-    assert scores.scorer == {"reversed": "reversed obs"}.get(scorer, scorer)
+    assert scores.scorer == {"reversed": "reversed obs", "shuffled": "shuffled obs"}.get(scorer, scorer)
     assert scores.model == gradient.model
     negative = all(bool((block <= 0).all()) for block in scores.heads)
     assert negative == (scorer == "reversed")

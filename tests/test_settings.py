@@ -89,7 +89,7 @@ def test_a_folder_goes_by_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "known"),
     [
-        ("scorer", "gradient, obs, random, magnitude, reversed"),
+        ("scorer", "gradient, obs, random, magnitude, reversed, shuffled"),
         ("reduction", "example, batch, token, bertology"),
         ("units", "heads, neurons, both"),
         ("order", "first, second"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         obs_importance,
         random_importance,
         reversed_importance,
+        shuffled_importance,
     )
     from pruning_adapter.planning import PruningPlan, RankPlan, plan_pruning, plan_ranks
     from pruning_adapter.publish import push_run
@@ -63,6 +64,7 @@ __all__ = [
     "reversed_importance",
     "save_adapter",
     "save_pruned",
+    "shuffled_importance",
     "slice_adapter",
 ]
 
@@ -85,6 +87,7 @@ _HOME = {
     "obs_importance": "importance",
     "random_importance": "importance",
     "reversed_importance": "importance",
+    "shuffled_importance": "importance",
     "PruningPlan": "planning",
     "RankPlan": "planning",
     "plan_pruning": "planning",

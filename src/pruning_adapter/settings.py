@@ -13,7 +13,7 @@ from pruning_adapter.storage import read_json, write_json
 __all__ = ["BUDGETS", "KEEP_RATIO", "RULES", "Scorer", "Settings"]
 
 KIND = "pruning-adapter settings"
-Scorer = Literal["gradient", "obs", "random", "magnitude", "reversed"]
+Scorer = Literal["gradient", "obs", "random", "magnitude", "reversed", "shuffled"]
 BUDGETS = ("keep_params", "keep_macs", "keep_bytes", "keep_latency")
 """Rules that weigh heads and neurons against each other."""
 RULES = ("preset", "keep_heads", "keep_ratio", "threshold", *BUDGETS)
@@ -90,7 +90,8 @@ class Settings:
     rounds: int | None = None
     """In how many rounds units go, the last of them after that share; None: the recipe's."""
     scorer: Scorer | None = None
-    """None: the recipe's. "reversed" turns the recipe's around, or the gradient's where `order` is given."""
+    """None: the recipe's. "reversed" turns the recipe's around, "shuffled" deals them out anew within each site; where
+    `order` is given, the gradient's."""
     units: str | None = None
     """What is scored and may go: "heads", "neurons" or "both"; None: both under a budget, else heads."""
     order: str | None = None

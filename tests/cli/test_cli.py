@@ -387,7 +387,7 @@ def test_rows_that_cannot_be_used_are_refused_by_file_and_line(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scorer": "magic"}, "'magic' is unknown; use one of gradient, obs, random, magnitude, reversed"),
+        ({"scorer": "magic"}, "'magic' is unknown; use one of gradient, obs, random, magnitude, reversed, shuffled"),
         ({"recipe": "magic"}, "'magic' is unknown; there are paper, default"),
         ({"method": "magic"}, "'magic' is unknown; use one of full, lora, prune-lora"),
         ({"preset": "magic"}, "'magic' is unknown; there are paper, paper-counts"),

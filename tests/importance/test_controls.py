@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from pruning_adapter.importance import (
     measure_importance,
     random_importance,
     reversed_importance,
+    shuffled_importance,
 )
 from pruning_adapter.importance.normalize import Scope
-from pruning_adapter.planning import plan_pruning
+from pruning_adapter.planning import plan_pruning, plan_ranks
 from pruning_adapter.surgery import prune_
 from tiny import make_model
 
@@ -137,3 +139,29 @@ def test_reversed_keeps_the_record_of_the_sample() -> None:
     reverse = reversed_importance(scores)
     assert (reverse.task, reverse.seed, reverse.examples, reverse.tokens) == ("made up", 5, 2, 4)
     assert (reverse.scorer, reverse.reduction) == ("reversed gradient", "example")
+
+
+@pytest.mark.parametrize("rule", [{"keep_ratio": 0.5}, {"keep_macs": 0.6, "length": 16}])
+@pytest.mark.parametrize("seed", range(3))
+def test_shuffled_scores_leave_every_block_as_wide_and_at_the_same_rank(rule: dict[str, float], seed: int) -> None:
+    scores = magnitude_importance(make_model("bert"), units=("heads", "neurons"))
+    shuffled = shuffled_importance(scores, seed=seed)
+    how: Any = rule if "keep_macs" in rule else {**rule, "normalization": "model"}
+    plans = [plan_pruning(each, **how) for each in (scores, shuffled)]
+    widths = [[len(units) for units in (*plan.kept_heads, *plan.kept_neurons)] for plan in plans]
+    assert widths[0] == widths[1]
+    assert plans[0].kept_neurons != plans[1].kept_neurons or plans[0].kept_heads != plans[1].kept_heads
+    ranks = [plan_ranks(each, plan, top_blocks=1) for each, plan in zip((scores, shuffled), plans, strict=True)]
+    assert ranks[0].ranks == ranks[1].ranks
+
+
+def test_shuffled_scores_are_the_same_ones_by_another_seed_elsewhere() -> None:
+    scores = magnitude_importance(make_model("bert"), units=("heads", "neurons"))
+    before = torch.get_rng_state()
+    one, again, other = (shuffled_importance(scores, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    for site, dealt in zip((*scores.heads, *scores.neurons), (*one.heads, *one.neurons), strict=True):
+        assert torch.equal(site.sort().values, dealt.sort().values)
+    assert equal(one, again)
+    assert not equal(one, other)
+    assert (one.scorer, one.seed, one.model) == ("shuffled magnitude", 1, scores.model)

@@ -12,6 +12,7 @@ from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.reproduce.grid import Done
 from pruning_adapter.reproduce.significance import (
     chance_of_difference,
+    chance_of_mean_difference,
     differences,
     half_interval,
     tell_chance,
@@ -53,6 +54,38 @@ def test_one_seed_is_mcnemars_exact_test(better: int, worse: int, alike: int) ->
     theirs = [0] * better + [1] * worse + [1] * (alike + 1)
     expected = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
     assert chance_of_difference(arm(ours), arm(theirs)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_tasks_that_tell_too_little_tell_enough_together() -> None:
+    """Of 100 examples 10 become right and 4 wrong: alone p is 0.18; three such tasks have z = 3 * 6 / sqrt(3 * 14)."""
+    ours, theirs = arm([1] * 10 + [0] * 4 + [1] * 86), arm([0] * 10 + [1] * 4 + [1] * 86)
+    alone = chance_of_difference(ours, theirs)
+    assert alone is not None
+    assert alone == pytest.approx(0.1796, abs=1e-4)
+    together = chance_of_mean_difference([(ours, theirs)] * 3)
+    assert together == pytest.approx(2 * stats.norm.sf(18 / 42**0.5), abs=1e-12)
+
+
+@pytest.mark.parametrize("more", [0, 10, 20, 40])
+def test_of_one_large_task_both_tests_say_the_same(more: int) -> None:
+    ours = arm([1] * (200 + more) + [0] * (200 - more) + [1] * 600, [1] * 1000)
+    theirs = arm([0] * (200 + more) + [1] * (200 - more) + [1] * 600, [1] * 1000)
+    assert chance_of_mean_difference([(ours, theirs)]) == pytest.approx(chance_of_difference(ours, theirs), abs=0.05)
+
+
+def test_tasks_count_alike_however_many_examples_they_have() -> None:
+    """One example of two weighs as much as fifty of a hundred."""
+    small, large = (arm([1, 1]), arm([0, 1])), (arm([0] * 50 + [1] * 50), arm([1] * 100))
+    assert chance_of_mean_difference([small, large]) == 1.0
+
+
+def test_only_seeds_of_every_task_are_counted() -> None:
+    better, same = (arm([1] * 8, [1] * 8), arm([0] * 8, [1] * 8)), (arm([1]), arm([1]))
+    assert chance_of_mean_difference([better, same]) == chance_of_mean_difference(
+        [(better[0][:1], better[1][:1]), same]
+    )
+    assert chance_of_mean_difference([better, (arm([1])[:0], arm([1]))]) is None
+    assert chance_of_mean_difference([]) is None
 
 
 def test_what_cannot_be_compared_has_no_p() -> None:

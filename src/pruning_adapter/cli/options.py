@@ -86,7 +86,9 @@ TrainRows = Annotated[int | None, typer.Option(help="Train on a random subset of
 ScorerName = Annotated[
     str | None,
     typer.Option(
-        "--scorer", help="obs, gradient, random, magnitude or reversed. [the recipe's]", rich_help_panel=_SCORES
+        "--scorer",
+        help="obs, gradient, random, magnitude, reversed or shuffled. [the recipe's]",
+        rich_help_panel=_SCORES,
     ),
 ]
 Units = Annotated[

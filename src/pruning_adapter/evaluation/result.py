@@ -49,7 +49,7 @@ class Result:
     method: str
     """"full", "lora" or "prune-lora"."""
     scorer: str | None
-    """What chose the units: "obs", "gradient", "random", "magnitude" or "reversed"; None without pruning."""
+    """What chose the units, as `Settings.scorer` names it; None without pruning."""
     seed: int
     recipe: Mapping[str, Any]
     quality: Mapping[str, Quality]

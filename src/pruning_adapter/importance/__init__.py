@@ -1,7 +1,12 @@
 """How much each head matters for a task, and the controls that every claim is compared with."""
 
 from pruning_adapter.importance.batching import LengthSortedBatches
-from pruning_adapter.importance.controls import magnitude_importance, random_importance, reversed_importance
+from pruning_adapter.importance.controls import (
+    magnitude_importance,
+    random_importance,
+    reversed_importance,
+    shuffled_importance,
+)
 from pruning_adapter.importance.estimate import measure_importance
 from pruning_adapter.importance.gates import gated
 from pruning_adapter.importance.scores import ImportanceScores
@@ -16,4 +21,5 @@ __all__ = [
     "obs_importance",
     "random_importance",
     "reversed_importance",
+    "shuffled_importance",
 ]

@@ -20,7 +20,7 @@ from pruning_adapter.environment import versions
 from pruning_adapter.importance.estimate import kept_units_of, macs_of
 from pruning_adapter.importance.scores import ImportanceScores
 
-__all__ = ["magnitude_importance", "random_importance", "reversed_importance"]
+__all__ = ["magnitude_importance", "random_importance", "reversed_importance", "shuffled_importance"]
 
 
 def random_importance(model: nn.Module, *, seed: int, units: Sequence[Kind] = ("heads",)) -> ImportanceScores:
@@ -52,6 +52,26 @@ def reversed_importance(scores: ImportanceScores) -> ImportanceScores:
         heads=tuple(-block for block in scores.heads),
         neurons=tuple(-block for block in scores.neurons),
         scorer=f"reversed {scores.scorer}",
+    )
+
+
+def shuffled_importance(scores: ImportanceScores, *, seed: int) -> ImportanceScores:
+    """The same scores, dealt out anew among the units of each attention and each feed-forward.
+
+    `random_importance` chooses other units and also leaves other blocks wide. Here every block keeps as many units as
+    with `scores`, where units go one by one, and gets the same rank of LoRA; what is lost is only which units they are.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def deal(sites: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(values[torch.randperm(len(values), generator=generator)] for values in sites)
+
+    return replace(
+        scores,
+        heads=deal(scores.heads),
+        neurons=deal(scores.neurons),
+        scorer=f"shuffled {scores.scorer}",
+        seed=seed,
     )
 
 

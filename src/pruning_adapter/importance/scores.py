@@ -43,7 +43,7 @@ class ImportanceScores:
     macs: ModelMacs | None = None
     """What the dense model and its units cost; None if it was not counted."""
     scorer: str
-    """"gradient", "random", "magnitude" or "reversed <scorer>"."""
+    """"gradient", "random", "magnitude", "reversed <scorer>" or "shuffled <scorer>"."""
     reduction: str | None = None
     """What was averaged; None where nothing was measured."""
     order: str | None = None

@@ -49,6 +49,7 @@ from pruning_adapter.importance import (
     obs_importance,
     random_importance,
     reversed_importance,
+    shuffled_importance,
 )
 from pruning_adapter.pipeline.describe import describe_pruning, warn
 from pruning_adapter.pipeline.inputs import device
@@ -208,10 +209,11 @@ class Run(Start):
             scores = random_importance(model, seed=self.settings.seed, units=self.settings.kinds)
         elif scorer == "magnitude":
             scores = magnitude_importance(model, units=self.settings.kinds)
-        elif scorer == "reversed":
+        elif scorer in ("reversed", "shuffled"):
             # Only gradients have an order.
-            ours = self.recipe.scorer if self.settings.order is None else "gradient"
-            scores = reversed_importance(self._score(model, ours))
+            ours = self._score(model, self.recipe.scorer if self.settings.order is None else "gradient")
+            turned = scorer == "reversed"
+            scores = reversed_importance(ours) if turned else shuffled_importance(ours, seed=self.settings.seed)
         else:
             scores = self._score(model, scorer)
         scores = replace(scores, task=self.data.name, seed=self.settings.seed)

@@ -14,6 +14,7 @@ SCORERS = {
     "magnitude": "chosen by the size of their weights",
     "random": "chosen at random",
     "reversed": "chosen in reverse, the most important first",
+    "shuffled": "chosen at random within each block, as many as the scores would leave there",
 }
 CORRECTIONS = {
     "bias": "The biases behind the pruned parts were corrected for what is gone, on the examples that were scored",

@@ -84,7 +84,7 @@ def measure_maps(folder: Path, task: str, base: Settings) -> dict[str, Any]:
     # Nothing is written there.
     model = run.load_base().model
     both = sample_examples(run.data.train, 2 * settings.examples, settings.seed)
-    # Every second one, so that each half has its share of all classes.
+    # Every second one: halves that are alike, however the file is ordered.
     scores = [
         measure_importance(
             model,

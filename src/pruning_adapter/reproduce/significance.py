@@ -1,6 +1,6 @@
 """What a few seeds and one validation set can tell: means with intervals, and paired tests on the same examples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from pruning_adapter.reproduce.grid import Done
 __all__ = [
     "agreement",
     "chance_of_difference",
+    "chance_of_mean_difference",
     "differences",
     "half_interval",
     "tell_chance",
@@ -53,7 +54,7 @@ def differences(ours: Sequence[Done], theirs: Sequence[Done]) -> dict[int, float
 
 
 def chance_of_difference(ours: Sequence[Done], theirs: Sequence[Done]) -> float | None:
-    """The probability that two arms' accuracies differ this much by chance, from the answers to the same examples.
+    """The probability that two arms' accuracies differ as much by chance alone, from the answers to the same examples.
 
     Exact, by all signs that the examples' differences (each the sum over the seeds that both arms have) could have; for
     one seed it is McNemar's exact test. So it tells whether other examples would say the same, not whether other seeds
@@ -62,10 +63,9 @@ def chance_of_difference(ours: Sequence[Done], theirs: Sequence[Done]) -> float 
     Returns:
         p, two-sided; None where no seed has both, or where the answers are not classes.
     """
-    pairs = list(_pairs(ours, theirs).values())
-    if not pairs or "accuracy" not in pairs[0][0].quality["metrics"]:
+    gains = _gains(_pairs(ours, theirs))
+    if gains is None:
         return None
-    gains = np.sum([_right(one) - _right(other) for one, other in pairs], axis=0)
     sizes, counts = np.unique(np.abs(gains[gains != 0]), return_counts=True)
     # The distribution of the sum of all gains with random signs, from the lowest sum; every second one can be.
     chances = np.ones(1)
@@ -77,6 +77,29 @@ def chance_of_difference(ours: Sequence[Done], theirs: Sequence[Done]) -> float 
     return min(1.0, float(chances[np.abs(sums) >= abs(gains.sum())].sum()))
 
 
+def chance_of_mean_difference(tasks: Sequence[tuple[Sequence[Done], Sequence[Done]]]) -> float | None:
+    """As `chance_of_difference`, of the mean over tasks that count alike, over the seeds that every task has.
+
+    Tasks that each tell too little can tell enough together. The signs of hundreds of examples are summed, so the
+    normal distribution stands in for theirs.
+
+    Args:
+        tasks: of each, the cells of both arms.
+
+    Returns:
+        p, two-sided; None where no seed has all, or where the answers of a task are not classes.
+    """
+    of_tasks = [_pairs(ours, theirs) for ours, theirs in tasks]
+    seeds = set[int].intersection(*(set(pairs) for pairs in of_tasks)) if of_tasks else set[int]()
+    found = [_gains({seed: pairs[seed] for seed in seeds}) for pairs in of_tasks]
+    shares = [gains / len(gains) for gains in found if gains is not None]
+    if not shares or len(shares) < len(found):
+        return None
+    spread = float(np.sqrt(sum(np.square(share).sum() for share in shares)))
+    total = abs(float(sum(share.sum() for share in shares)))
+    return 2 * float(stats.norm.sf(total / spread)) if spread else 1.0
+
+
 def agreement(ours: Done, theirs: Done) -> float:
     """The share of examples of the primary validation set to which both give the same answer."""
     return float(np.mean(_answers(ours) == _answers(theirs)))
@@ -86,6 +109,13 @@ def _pairs(ours: Sequence[Done], theirs: Sequence[Done]) -> dict[int, tuple[Done
     """By seed that both have."""
     by_seed, beside = ({done.cell.seed: done for done in side} for side in (ours, theirs))
     return {seed: (by_seed[seed], beside[seed]) for seed in sorted(by_seed.keys() & beside.keys())}
+
+
+def _gains(pairs: Mapping[int, tuple[Done, Done]]) -> NDArray[np.int64] | None:
+    """By example, in how many more seeds the first arm is right; None without seeds, or if answers are no classes."""
+    if not pairs or any("accuracy" not in one.quality["metrics"] for one, _ in pairs.values()):
+        return None
+    return np.sum([_right(one) - _right(other) for one, other in pairs.values()], axis=0)
 
 
 def _right(done: Done) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from pruning_adapter.reproduce.grid import Done
 from pruning_adapter.reproduce.paper import ACCURACY, COSTS
 from pruning_adapter.reproduce.significance import (
     chance_of_difference,
+    chance_of_mean_difference,
     differences,
     tell_chance,
     tell_difference,
@@ -45,8 +46,8 @@ class Table:
 def accuracy_tables(cells: Sequence[Done]) -> list[Table]:
     """Table 1, one for each recipe: the primary metric of every task, by arm.
 
-    Mean over seeds with Student's 95 % interval, and the probability that the difference to LoRA is chance (see
-    `significance`).
+    Mean over seeds with Student's 95 % interval, and the probability that chance alone makes as large a difference to
+    LoRA (see `significance`).
     """
     tables: list[Table] = []
     for recipe, of_recipe, tasks in _by_recipe(cells):
@@ -66,8 +67,8 @@ def accuracy_tables(cells: Sequence[Done]) -> list[Table]:
                 columns=("", *tasks),
                 rows=tuple(rows),
                 note="Per cent of the validation set; mean over seeds ± half the 95 % interval over seeds "
-                "(Student's t), and p, the probability that the difference to LoRA on the same examples is chance. "
-                "† marks runs that answer the larger class always.",
+                "(Student's t), and p, the probability that chance alone makes as large a difference to LoRA on the "
+                "same examples. † marks arms with a run that gives every example the same answer.",
             )
         )
     return tables
@@ -107,8 +108,11 @@ def difference_tables(cells: Sequence[Done]) -> list[Table]:
                 continue
             seeds = set[int].intersection(*(set(found) for found in by_task))
             means = [float(np.mean([found[seed] for found in by_task])) for seed in sorted(seeds)]
-            told = (_difference(list(found.values()), *pair) for found, pair in zip(by_task, pairs, strict=True))
-            rows.append((f"minus {arm}", *told, tell_difference(means) if means else ""))
+            told = [
+                _difference(list(found.values()), chance_of_difference(*pair))
+                for found, pair in zip(by_task, pairs, strict=True)
+            ]
+            rows.append((f"minus {arm}", *told, _difference(means, chance_of_mean_difference(pairs))))
         if rows:
             tables.append(
                 Table(
@@ -116,17 +120,17 @@ def difference_tables(cells: Sequence[Done]) -> list[Table]:
                     columns=("prune-lora", *tasks, "mean of tasks"),
                     rows=tuple(rows),
                     note="Points by which prune-lora is better, over the seeds that both arms have; ± half the 95 % "
-                    "interval over seeds (Student's t), and p as above. The mean of tasks is taken seed by seed, over "
-                    "the seeds that every task has.",
+                    "interval over seeds (Student's t), and p as above. The mean of tasks, which count alike, is taken "
+                    "seed by seed, over the seeds that every task has. p asks whether other examples would say the "
+                    "same of these very runs; the interval asks whether other seeds and draws would.",
                 )
             )
     return tables
 
 
-def _difference(found: Sequence[float], ours: Sequence[Done], theirs: Sequence[Done]) -> str:
+def _difference(found: Sequence[float], chance: float | None) -> str:
     if not found:
         return ""
-    chance = chance_of_difference(ours, theirs)
     return tell_difference(found) if chance is None else f"{tell_difference(found)} ({tell_chance(chance)})"
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from peft import get_peft_model
 
@@ -10,8 +11,9 @@ import pruning_adapter as pa
 from conformance import make_plan
 from pruning_adapter.evaluation.cost import weight_bytes
 from pruning_adapter.evaluation.predict import predict
+from pruning_adapter.training import precision
 from pruning_adapter.training.attention import choose_attention_
-from pruning_adapter.training.precision import halve_frozen_, is_mixed
+from pruning_adapter.training.precision import halve_frozen_, is_mixed, warn_of_slow_bfloat16
 from tiny import make_batch, make_model, randomize_
 
 OPTIONS = {"dtype": torch.float32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -81,3 +83,22 @@ def test_short_rows_leave_sdpa_and_compute_the_same() -> None:
     torch.testing.assert_close(plain, logits, rtol=0.05, atol=0.05)
     for name, gradient in found.items():
         assert torch.cosine_similarity(gradient.flatten(), others[name].flatten(), dim=0) > 0.98, name
+
+
+@pytest.mark.parametrize(("fast", "warned"), [(True, 0), (False, 1)])
+def test_slow_bfloat16_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fast: bool, warned: int
+) -> None:
+    precision._warn_once.cache_clear()  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(precision, "_has_kernels", lambda: fast)
+    for _ in range(2):
+        warn_of_slow_bfloat16(make_model("bert"))
+    assert caplog.text.count("leave out --bf16") == warned
+
+
+def test_torch_says_whether_it_multiplies_bfloat16_fast() -> None:
+    """As its own name for what the processor can do: from AVX-512 on."""
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        assert not precision._has_kernels()  # pyright: ignore[reportPrivateUsage]
+    elif torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert precision._has_kernels()  # pyright: ignore[reportPrivateUsage]

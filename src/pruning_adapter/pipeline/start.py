@@ -30,7 +30,7 @@ from pruning_adapter.training.base_model import BaseModel, load_base
 from pruning_adapter.training.continuation import KEPT_FILES, RANDOM
 from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.padding_free import leave_out_padding_
-from pruning_adapter.training.precision import halve_frozen_
+from pruning_adapter.training.precision import halve_frozen_, warn_of_slow_bfloat16
 from pruning_adapter.training.trackers import tracked_in
 from pruning_adapter.training.trainer import MOMENTS, last_complete_checkpoint, train_
 
@@ -174,6 +174,8 @@ class Start(Inputs):
     def _train_(self, model: nn.Module, checkpoints: Path, *, stop_after: float = 1.0) -> list[dict[str, float]]:
         """Train, to the end or for a share of the steps; a training that was interrupted goes on."""
         self.ready_(model)
+        if self.settings.bf16:
+            warn_of_slow_bfloat16(model)
         if self.settings.padding_free:
             leave_out_padding_(model)
         with tracked_in(self.logs):

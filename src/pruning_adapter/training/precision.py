@@ -1,9 +1,15 @@
 """Frozen weights in bfloat16, trained ones in float32."""
 
+import logging
+from functools import cache
+from typing import Any
+
 import torch
 from torch import nn
 
-__all__ = ["halve_frozen_", "is_mixed"]
+__all__ = ["halve_frozen_", "is_mixed", "warn_of_slow_bfloat16"]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def halve_frozen_(model: nn.Module) -> nn.Module:
@@ -27,3 +33,24 @@ def halve_frozen_(model: nn.Module) -> nn.Module:
 def is_mixed(model: nn.Module) -> bool:
     """Whether a model holds weights of both kinds, so that it only runs under autocast."""
     return {torch.bfloat16, torch.float32} <= {parameter.dtype for parameter in model.parameters()}
+
+
+def warn_of_slow_bfloat16(model: nn.Module) -> None:
+    """Say so, once, where training in bfloat16 would take several times as long as in float32."""
+    if next(model.parameters()).device.type == "cpu" and not _has_kernels():
+        _warn_once()
+
+
+@cache
+def _warn_once() -> None:
+    _LOGGER.warning(
+        "this processor has no fast products in bfloat16: training takes several times as long as in float32; leave "
+        "out --bf16 here"
+    )
+
+
+def _has_kernels() -> bool:
+    """Whether oneDNN multiplies in bfloat16 on this processor. Without AVX-512 torch falls back to plain loops."""
+    operators: Any = torch.ops.mkldnn
+    # What is not public may go; then nothing is known, and nothing said.
+    return bool(getattr(operators, "_is_mkldnn_bf16_supported", lambda: True)())

@@ -14,8 +14,8 @@ A criterion is what is measured, and of which model:
   (the dense model itself).
 * what: "first" (mean |gradient|), "second" (mean squared gradient), "obs" (what least squares cannot make up for),
   "output" (mean squared change of the last hidden state, through random projections; needs no label), "magnitude",
-  "random", five draws, and "shuffled", five deals of the trained model's "obs" within each site: what is chosen differs,
-  and not how much of each block stays.
+  "random", five draws, and "shuffled", five deals of the trained model's "obs" within each site: other units, and of
+  each block as many.
 * "leave-one-out": how much the loss of 256 training examples rises when a head really goes; the yardstick, taken on
   other examples than all criteria are. Each criterion's rank correlation with it (heads, within blocks) stands beside
   what it chooses, and so does its correlation with itself on as many other examples.

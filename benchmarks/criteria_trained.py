@@ -15,13 +15,15 @@ Ways of choosing (docs/criterion.md says what came of it):
 * "paper": importance by gradients of the untrained model, per block, nothing corrected.
 * "20 %, second", "20 %, obs": pruned after a fifth of the training; "+ lstsq": what stays is corrected.
 * "0 %", "5 %", "40 %": the same at other times; "20 + 40 %": in rounds.
-* "random", "magnitude": the recipe's way in all but the scores.
+* "random", "magnitude": the recipe's way in all but the scores. A seed's draw is the same for all tasks.
+* "shuffled": the recipe's scores, dealt out anew within each site; every block is as wide and has the same rank.
 * "..., taught": learning from dense LoRA's answers beside the labels.
 * "rank ...": the recipe's way with other ranks of LoRA; the recipe's own are 8 and 16.
 """
 
 import argparse
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -87,6 +89,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "10 + 20 + 30 + 40 %, obs + lstsq": {"prune_after": 0.4, "rounds": 4, "scorer": "obs", "reconstruct": "lstsq"},
     "magnitude": {"prune_after": 0.2, "scorer": "magnitude", "reconstruct": "lstsq"},
     "random": {"prune_after": 0.2, "scorer": "random", "reconstruct": "lstsq"},
+    "shuffled": {"prune_after": 0.2, "scorer": "shuffled", "reconstruct": "lstsq"},
     "random, plain": {"prune_after": 0.2, "scorer": "random", **PLAIN},
     "random, 0 %, plain": {"prune_after": 0.0, "scorer": "random", **PLAIN},
     **{name: {**OURS, **ranks} for name, ranks in RANKS.items()},
@@ -217,11 +220,16 @@ def prepare(threads: int) -> None:
 
 def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
     """criteria.md: all that is known so far."""
+    processors = Counter(str(done.result["machine"].get("gpu", done.result["machine"]["processor"])) for done in known)
+    where = ", ".join(f"{name} ({count} runs)" for name, count in sorted(processors.items()))
+    ran = machine() | ({"processor": where, "threads": options.threads} if known else {})
     lines = [
-        *heading("What criteria are worth after training", command_of(options), machine(), versions()),
-        "Accuracy on the validation set in per cent, mean over seeds ± half of Student's 95 % interval, and p, the "
-        f'probability that the difference to "{options.against}" on the same examples is chance; then loss; then '
-        "agreement with dense LoRA of the same seed. Random choices: five seeds with a draw each.",
+        *heading("What criteria are worth after training", command_of(options), ran, versions()),
+        f"Accuracy on the validation set in per cent, mean over seeds {', '.join(map(str, options.seeds))} unless "
+        "their number stands behind it, ± half of Student's 95 % interval, and p, the probability that chance alone "
+        f'makes as large a difference to "{options.against}" on the same examples, over the seeds that both have; then '
+        "loss; then agreement with dense LoRA of the same seed. A seed's random draw is the same for all tasks. What "
+        "is empty was not run.",
         "",
         "![accuracy against what is kept](criteria.svg)",
     ]
@@ -234,10 +242,13 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
             (arm, rule): [done for done in of_task if done.cell.arm == name_of(arm, rule)]
             for arm, rule in product(options.arms, options.rules)
         }
-        lines += ["", f"## {task}: dense LoRA {told(dense, dense, ())}", ""]
+        lines += ["", f"## {task}: dense LoRA {told(dense, dense, (), asked=len(options.seeds))}", ""]
         lines += [f"| | {' | '.join(options.rules)} |", f"| --- | {' | '.join('---' for _ in options.rules)} |"]
         for arm in options.arms:
-            row = [told(of_arm[arm, rule], dense, of_arm.get((options.against, rule), [])) for rule in options.rules]
+            row = [
+                told(of_arm[arm, rule], dense, of_arm.get((options.against, rule), []), asked=len(options.seeds))
+                for rule in options.rules
+            ]
             if any(row):
                 lines.append(f"| {arm} | {' | '.join(row)} |")
     write_text(options.output / "criteria.md", "\n".join(lines) + "\n")
@@ -245,10 +256,12 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
         draw(options, known)
 
 
-def told(found: Sequence[Done], dense: Sequence[Done], against: Sequence[Done]) -> str:
+def told(found: Sequence[Done], dense: Sequence[Done], against: Sequence[Done], *, asked: int) -> str:
     if not found:
         return ""
     text = tell_mean([100 * done.value for done in found])
+    if len(found) != asked:
+        text += f" [{len(found)}]"
     chance = None if found == against else chance_of_difference(found, against)
     if chance is not None:
         text += f" ({tell_chance(chance)})"

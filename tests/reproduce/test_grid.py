@@ -1,6 +1,5 @@
-"""Jobs of a grid."""
+"""Jobs of a grid end with it, however it ends."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,18 +12,24 @@ import pytest
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks the system by /proc")
 
 SCRIPT = """
-import multiprocessing, os, pathlib, sys, time
-from concurrent.futures import ProcessPoolExecutor
-from pruning_adapter.reproduce.grid import set_up_job
+import os, pathlib, signal, sys, time
+from pruning_adapter.reproduce import grid
+from pruning_adapter.reproduce.cells import make_cells
+from pruning_adapter.settings import Settings
 
-def work(folder):
-    pathlib.Path(folder, str(os.getpid())).touch()
+def work(folder, cell, base):
+    (folder / str(os.getpid())).touch()
     time.sleep(600)
 
+def terminate(*_):
+    raise KeyboardInterrupt
+
 if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=set_up_job, initargs=(None,)) as pool:
-        list(pool.map(work, [sys.argv[1]] * 2))
+    # As the command line has it.
+    signal.signal(signal.SIGTERM, terminate)
+    grid.run_cell = work
+    cells = make_cells(recipes=["default"], tasks=["rte"], arms=["lora", "full"], seeds=[0, 1])
+    list(grid.run_cells(pathlib.Path(sys.argv[1]), cells, Settings(), jobs=2))
 """
 
 
@@ -45,7 +50,8 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
     return False
 
 
-def test_jobs_end_with_a_grid_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_jobs_end_with_their_grid(tmp_path: Path, how: signal.Signals) -> None:
     script = tmp_path / "grid.py"
     script.write_text(SCRIPT, encoding="utf-8")
     (tmp_path / "jobs").mkdir()
@@ -54,7 +60,11 @@ def test_jobs_end_with_a_grid_that_is_killed(tmp_path: Path) -> None:
         assert wait_until(lambda: len(list((tmp_path / "jobs").iterdir())) == 2, 60)
         jobs = [int(path.name) for path in (tmp_path / "jobs").iterdir()]
         assert all(map(is_alive, jobs))
+        grid.send_signal(how)
+        grid.wait(20)
     finally:
-        os.kill(grid.pid, signal.SIGKILL)
+        grid.kill()
         grid.wait()
     assert wait_until(lambda: not any(map(is_alive, jobs)), 10)
+    # The cells that had not begun did not.
+    assert len(list((tmp_path / "jobs").iterdir())) == 2

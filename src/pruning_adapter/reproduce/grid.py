@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ def _each(
         return
     # Spawned, because CUDA does not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=set_up_job, initargs=(prepare,)) as pool:
+    enough = context.Event()
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=set_up_job, initargs=(prepare, enough)) as pool:
         running = [pool.submit(run_cell, folder, cell, base) for cell in todo]
         try:
             for future in as_completed(running):
@@ -158,9 +160,12 @@ def _each(
             raise TrainingError(
                 f"A cell's process died, most likely for want of memory: {jobs} run at once. Go on with fewer --jobs."
             ) from error
-        except BaseException:
+        except BaseException as error:
             # Those that have not begun must not.
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):
+                # Nobody waits for the others either; a cell goes on from where it stood.
+                enough.set()
             raise
 
 
@@ -255,17 +260,17 @@ def _file(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / f"{cell.name}.json"
 
 
-def set_up_job(prepare: Callable[[], None] | None) -> None:
-    """What a job's process does before its first cell."""
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+def set_up_job(prepare: Callable[[], None] | None, enough: Event) -> None:
+    """What a job's process does before its first cell; it ends as soon as `enough` is set."""
+    threading.Thread(target=_leave_with, args=(os.getppid(), enough), daemon=True).start()
     # Tokenizers would start threads in every process.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if prepare is not None:
         prepare()
 
 
-def _leave_with(parent: int) -> None:
-    """End this process when its parent is gone, however that ended: nobody would read what it finds."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _leave_with(parent: int, enough: Event) -> None:
+    """End this process when its parent is gone, however that ended, or says so: nobody would read what it finds."""
+    while os.getppid() == parent and not enough.wait(1):
+        pass
     os._exit(1)

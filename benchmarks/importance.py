@@ -11,7 +11,7 @@ of what a training step of stock PEFT LoRA (the model's own dropout on) holds on
 
 The second table tells how many examples a ranking needs: the rank correlation (Spearman, within blocks) of the scores
 of n examples with those of a large other sample, over several draws, and what the two halves of the n examples said
-about it.
+about it. All of it is of the untrained model, as in the paper.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from pruning_adapter.training.tokenize import sample_examples, tokenize
 from pruning_adapter.training.trainer import make_collator
 
 STOCK = "forward"
+SCORERS: dict[str, Any] = {"gradient": pa.measure_importance, "obs": pa.obs_importance}
 
 
 def main() -> None:
@@ -91,6 +92,10 @@ def measure_costs(task: str, base: Any, batches: Iterable[dict[str, Tensor]], op
         "forward again (noise)": partial(forward, model),
         "ours, heads": lambda given: pa.measure_importance(model, given, progress=False),
         "ours, heads and neurons": lambda given: pa.measure_importance(
+            model, given, units=("heads", "neurons"), progress=False
+        ),
+        "ours, heads, obs": lambda given: pa.obs_importance(model, given, progress=False),
+        "ours, heads and neurons, obs": lambda given: pa.obs_importance(
             model, given, units=("heads", "neurons"), progress=False
         ),
         "all gradients": partial(backward, model),
@@ -146,21 +151,21 @@ def split(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def measure_needs(task: str, model: Any, batches: Any, options: Any) -> list[dict[str, Any]]:
-    truth = pa.measure_importance(model, batches(2048, 1000), progress=False)
     rows: list[dict[str, Any]] = []
-    for size in options.sizes:
-        found = [
-            pa.measure_importance(model, batches(size, seed), progress=False) for seed in range(1, options.draws + 1)
-        ]
-        rows.append(
-            {
-                "task": task,
-                "examples": size,
-                "with_other": [rank_agreement(scores.heads, truth.heads) for scores in found],
-                "halves": [scores.agreement for scores in found],
-            }
-        )
-        print(rows[-1], flush=True)
+    for name, measure in SCORERS.items():
+        truth = measure(model, batches(2048, 1000), progress=False)
+        for size in options.sizes:
+            found = [measure(model, batches(size, seed), progress=False) for seed in range(1, options.draws + 1)]
+            rows.append(
+                {
+                    "task": task,
+                    "scorer": name,
+                    "examples": size,
+                    "with_other": [rank_agreement(scores.heads, truth.heads) for scores in found],
+                    "halves": [scores.agreement for scores in found if scores.agreement is not None],
+                }
+            )
+            print(rows[-1], flush=True)
     return rows
 
 
@@ -180,14 +185,15 @@ def table(content: dict[str, Any]) -> str:
         "",
         "Rank correlation of heads, within blocks: mean (lowest - highest) over the draws.",
         "",
-        "| task | examples | with 2,048 other examples | of two halves |",
-        "| --- | --- | --- | --- |",
+        "| task | scorer | examples | with 2,048 other examples | of two halves |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for row in content["needs"]:
         told = [
-            f"{statistics.mean(row[k]):.2f} ({min(row[k]):.2f} - {max(row[k]):.2f})" for k in ("with_other", "halves")
+            f"{statistics.mean(row[k]):.2f} ({min(row[k]):.2f} - {max(row[k]):.2f})" if row[k] else ""
+            for k in ("with_other", "halves")
         ]
-        lines.append(f"| {row['task']} | {row['examples']} | {' | '.join(told)} |")
+        lines.append(f"| {row['task']} | {row['scorer']} | {row['examples']} | {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -7,9 +7,10 @@ In one process the arms take turns on the same batches of 32 examples, A B C, B 
 turn, after a step that does not count, because whoever meets a batch first pays for the memory it needs. What is
 reported is the ratio to a baseline batch by batch: median and quartiles. There are two baselines, never mixed: *stock*
 is PEFT LoRA as people run it, with the model's own dropout; *stock, no dropout* differs from ours in nothing but the
-method. A second stock LoRA shows the noise of the machine (A/A). Batches have fixed lengths (random tokens), or those
-of a task: "random" as most people train (random order, padded to the longest), and "grouped" by length, as the recipe
-`default` does. "whole run" is the time of an epoch of such batches over that of stock LoRA on random ones.
+method and the ranks (each as the recipe has them). A second stock LoRA shows the noise of the machine (A/A). Batches
+have fixed lengths (random tokens), or those of a task: "random" as most people train (random order, padded to the
+longest), and "grouped" by length, as the recipe `default` does. "whole run" is the time of an epoch of such batches
+over that of stock LoRA on random ones; what `default` does before it prunes, and scoring, are not in it.
 
 Memory is exact: "activations" are the bytes kept for the backward pass that are no weights, "peak" is the most that a
 step holds above the weights and the optimizer's state, gradients included.

@@ -57,7 +57,7 @@ def cell(progress: "Progress") -> None:
     done = progress.done
     quality = next(iter(done.result["quality"].values()))
     metric, measure = next(iter(quality["metrics"].items()))
-    stuck = ", the larger class only" if quality["at_majority"] else ""
+    stuck = ", one answer for all" if quality["at_majority"] else ""
     more = progress.count < progress.of
     left = f"~{progress.seconds_left / 60:.0f} min of cells left" if more else "next: cost and importance maps"
     place = f"{done.cell.recipe} {done.cell.task} {done.cell.arm}, seed {done.cell.seed}"

@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +144,18 @@ class Screen:
         self.labels = np.array([int(example.label) for example in examples])
         self.model_of = cache(self._model_of)
         self.scores_of = cache(self._scores_of)
-        self.dense = self.look(self.model_of("trained"))
-        whole = count_model_macs(self.model_of("trained"))
-        sites = identify(self.model_of("trained")).all_sites
-        self.fixed, self.all_macs = whole.kept(sites, [()] * len(sites), LENGTH), whole.dense(LENGTH)
+
+    @cached_property
+    def dense(self) -> np.ndarray[Any, Any]:
+        """What the dense model answers."""
+        return self.look(self.model_of("trained"))
+
+    def whole_share(self, share: float) -> float:
+        """The share of the whole model's operations that leaves this share of its blocks'."""
+        model = self.model_of("trained")
+        whole, sites = count_model_macs(model), identify(model).all_sites
+        fixed, dense = whole.kept(sites, [()] * len(sites), LENGTH), whole.dense(LENGTH)
+        return (share * (dense - fixed) + fixed) / dense
 
     def tokenize(self, examples: Any) -> list[dict[str, Any]]:
         return tokenize(examples, self.tokenizer, max_length=128, label_names=self.data.label_names)
@@ -183,8 +191,7 @@ class Screen:
     def prune(self, scores: Any, rule: str, scope: Any, correction: Any) -> dict[str, float]:
         asked = dict(RULES[rule])
         if "encoder_macs" in asked:
-            share = asked.pop("encoder_macs")
-            asked["keep_macs"] = (share * (self.all_macs - self.fixed) + self.fixed) / self.all_macs
+            asked["keep_macs"] = self.whole_share(asked.pop("encoder_macs"))
         else:
             scores = replace(scores, neurons=())
         plan = pa.plan_pruning(
@@ -202,7 +209,7 @@ class Screen:
         return {
             "loss": float(-log_softmax(logits, axis=1)[np.arange(len(self.labels)), self.labels].mean()),
             "accuracy": float((chosen == self.labels).mean()),
-            "agreement": float((chosen == self.dense.argmax(axis=1)).mean()) if hasattr(self, "dense") else 1.0,
+            "agreement": float((chosen == self.dense.argmax(axis=1)).mean()),
         }
 
     def _model_of(self, of: str) -> Any:

@@ -12,7 +12,7 @@ Per task and seed, the model trains for a fifth of the steps, 30 % of its heads 
 the rest, as in the recipe `default`. The ways:
 
 * "two levels": the recipe's ranks, the higher one in the most important third of the blocks, as in the paper.
-* "evenly", "in proportion to importance": of blocks.
+* "evenly", "in proportion to importance": of blocks; "... within blocks": with scores that are normalised in each.
 * "by singular values, blocks" and "..., matrices": each step of one rank goes where it takes in most of the gradient
   per parameter. The latter is the most that can be had.
 """
@@ -88,14 +88,15 @@ def measure(screen: Screen) -> list[dict[str, Any]]:
     ]
     budget = parameters(of_blocks(by_importance.ranks), costs)
 
-    def spread(how: Any) -> list[dict[str, int]]:
+    def spread(how: Any, scope: Any = "model") -> list[dict[str, int]]:
         given = budget + plan.model.norm_parameters
-        return of_blocks(pa.plan_ranks(scores, plan, budget=given, block_importance=how, normalization="model").ranks)
+        return of_blocks(pa.plan_ranks(scores, plan, budget=given, block_importance=how, normalization=scope).ranks)
 
     ways: dict[str, list[dict[str, int]]] = {
         "two levels": of_blocks(by_importance.ranks),
         "evenly": spread("equal"),
         "in proportion to importance": spread("sum"),
+        "in proportion to importance within blocks": spread("sum", "block"),
         "by singular values, blocks": greedy(spectra, costs, budget, [[(b, r) for r in ROLES] for b in range(blocks)]),
         "by singular values, matrices": greedy(
             spectra, costs, budget, [[(block, role)] for block in range(blocks) for role in ROLES]

@@ -50,7 +50,9 @@ def plan_from_settings(
 
 def _ranks_from_settings(settings: Settings, scores: ImportanceScores, plan: PruningPlan) -> RankPlan:
     blocks = len(plan.kept_heads)
-    how: dict[str, Any] = {"target": settings.target, "normalization": settings.chosen("normalization")}
+    # A proportion to scores as they are compared over the model would leave nearly all ranks to one block.
+    scope = settings.chosen("normalization") if settings.rank_budget is None else settings.normalization or "block"
+    how: dict[str, Any] = {"target": settings.target, "normalization": scope}
     equal = settings.block_importance == "equal"
     low, high = settings.ranks
     ranks = plan_ranks(

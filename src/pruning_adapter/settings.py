@@ -136,7 +136,8 @@ class Settings:
     block_importance: str = "sum"
     """What makes a block important for its rank; "equal" spreads as many parameters evenly, as a control."""
     rank_budget: int | None = None
-    """Trainable parameters (LoRA and normalisation layers) to spread by importance, in place of high and low rank."""
+    """Trainable parameters (LoRA and normalisation layers) to spread by importance, in place of high and low rank; by
+    importance within blocks, unless `normalization` is given."""
     teacher: str | None = None
     """Folder or hub id of a classifier of the same classes, whose answers training also learns from."""
     report_to: str | None = None

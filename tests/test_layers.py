@@ -27,7 +27,7 @@ ORDER = (
     ("serving",),
     ("reporting",),
     ("settings", "run_folder"),
-    ("decide",),
+    ("scoring", "decide"),
     ("pipeline", "publish"),
     ("reproduce",),
     ("cli",),

@@ -10,7 +10,6 @@ adapter belongs to.
 """
 
 import copy
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -42,15 +41,7 @@ from pruning_adapter.evaluation.cost import (
 )
 from pruning_adapter.evaluation.predict import predict
 from pruning_adapter.evaluation.result import Result
-from pruning_adapter.importance import (
-    ImportanceScores,
-    magnitude_importance,
-    measure_importance,
-    obs_importance,
-    random_importance,
-    reversed_importance,
-    shuffled_importance,
-)
+from pruning_adapter.importance import ImportanceScores, random_importance
 from pruning_adapter.pipeline.describe import describe_pruning, warn
 from pruning_adapter.pipeline.inputs import device
 from pruning_adapter.pipeline.rounds import split_rounds
@@ -59,6 +50,7 @@ from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
 from pruning_adapter.processes import first_does, first_says, process_count
 from pruning_adapter.run_folder import ROUNDS, check_links
+from pruning_adapter.scoring import score_from_settings
 from pruning_adapter.storage import read_json, write_json
 from pruning_adapter.surgery.prune import check_plan_fits, note_in_config
 from pruning_adapter.training.base_model import BaseModel
@@ -68,8 +60,6 @@ from pruning_adapter.training.tasks import HUB_DATASET
 from pruning_adapter.training.trainer import last_complete_checkpoint, make_collator, make_trainer
 
 __all__ = ["PREDICTIONS", "Run"]
-
-_LOGGER = logging.getLogger(__name__)
 
 PREDICTIONS = "pruning-adapter predictions"
 COMPARED_BATCH = 32
@@ -203,37 +193,9 @@ class Run(Start):
         path = self.folder / "importance.json"
         if first_says(path.exists()):
             return ImportanceScores.load(path)
-        scorer = self.settings.chosen("scorer")
-        model = self.load_start().model
-        if scorer == "random":
-            scores = random_importance(model, seed=self.settings.seed, units=self.settings.kinds)
-        elif scorer == "magnitude":
-            scores = magnitude_importance(model, units=self.settings.kinds)
-        elif scorer in ("reversed", "shuffled"):
-            # Only gradients have an order.
-            ours = self._score(model, self.recipe.scorer if self.settings.order is None else "gradient")
-            turned = scorer == "reversed"
-            scores = reversed_importance(ours) if turned else shuffled_importance(ours, seed=self.settings.seed)
-        else:
-            scores = self._score(model, scorer)
+        scores = score_from_settings(self.settings, self.load_start().model, self._scored_batches)
         scores = replace(scores, task=self.data.name, seed=self.settings.seed)
         first_does(partial(scores.save, path))
-        return scores
-
-    def _score(self, model: nn.Module, scorer: str) -> ImportanceScores:
-        settings, batches = self.settings, self._scored_batches()
-        if scorer == "obs":
-            return obs_importance(model, batches, units=settings.kinds)
-        scores = measure_importance(
-            model,
-            batches,
-            units=settings.kinds,
-            order=settings.chosen("order"),
-            reduction=cast(Any, settings.reduction),
-            stop_when_stable=settings.stop_when_stable,
-        )
-        if settings.stop_when_stable is not None and scores.examples < settings.examples:
-            _LOGGER.info("stopped after %d examples: their halves agree to %.2f", scores.examples, scores.agreement)
         return scores
 
     def plan(self) -> tuple[PruningPlan, RankPlan]:

@@ -118,6 +118,7 @@ def main() -> None:
                 cells.append({"task": task, "seed": seed, "of": of, "what": what, **screen.judge(of, what)})
                 write(options, cells)
                 print(f"{task} seed {seed}: {of} {what} ({time.monotonic() - start:.0f} s)", flush=True)
+    write(options, cells)
     print(options.output.with_suffix(".md").read_text())
 
 
@@ -350,7 +351,9 @@ def leave_one_out(model: Any, batches: list[dict[str, Tensor]]) -> Any:
 
 def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
     command = command_of(options)
-    content = {"command": command, "machine": machine(), "versions": versions(), "cells": cells}
+    known = {(cell["task"], cell["seed"]) for cell in cells if (cell["of"], cell["what"]) == CRITERIA[-1]}
+    missing = [f"{task} seed {seed}" for seed in options.seeds for task in options.tasks if (task, seed) not in known]
+    content = {"command": command, "machine": machine(), "versions": versions(), "missing": missing, "cells": cells}
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(content))
 
@@ -366,6 +369,7 @@ def table(content: dict[str, Any]) -> str:
         "blocks / over the model / over the model, and what stays corrected by least squares. Of multiply-accumulates, "
         "heads and neurons: as it is / corrected. LOO: rank correlation with leave-one-out on other examples, heads, "
         "within blocks; again: with the same criterion on as many other examples.",
+        *(["", f"Not finished: {', '.join(content['missing'])}."] if content["missing"] else []),
     ]
     for task in dict.fromkeys(cell["task"] for cell in cells):
         of_task = [cell for cell in cells if cell["task"] == task]

@@ -365,7 +365,8 @@ def table(content: dict[str, Any]) -> str:
         *heading(
             "What criteria choose, right after surgery", content["command"], content["machine"], content["versions"]
         ),
-        "Loss on validation examples above the dense model's, mean over seeds (and draws). Of heads: compared within "
+        "Loss on validation examples above the dense model's, and per cent of them that get the dense model's answer, "
+        "mean over seeds (and draws). Of heads: compared within "
         "blocks / over the model / over the model, and what stays corrected by least squares. Of multiply-accumulates, "
         "heads and neurons: as it is / corrected. LOO: rank correlation with leave-one-out on other examples, heads, "
         "within blocks; again: with the same criterion on as many other examples.",
@@ -404,13 +405,14 @@ def mean_of(cells: list[dict[str, Any]], name: str) -> str:
 
 def rises(cells: list[dict[str, Any]], rule: str) -> list[str]:
     """Of every way in which `rule` was carried out."""
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for cell in cells:
         for row in cell["rows"]:
             if row["rule"] == rule:
                 way = (row["scope"], row["reconstruct"])
-                found.setdefault(way, []).append(row["loss"] - cell["dense"]["loss"])
-    return [f"{statistics.mean(values):+.3f}" for values in found.values()]
+                found.setdefault(way, []).append((row["loss"] - cell["dense"]["loss"], 100 * row["agreement"]))
+    means = [map(statistics.mean, zip(*told, strict=True)) for told in found.values()]
+    return [f"{loss:+.3f}, {agreement:.0f}" for loss, agreement in means]
 
 
 if __name__ == "__main__":

@@ -42,8 +42,7 @@ def test_any_batch_size_and_length_gives_torchs_logits(family: str, case: str, t
     quantize_onnx(tmp_path / "model.onnx", tmp_path / "small.onnx")
     inputs = make_inputs(4, 9)
     small, whole = open_onnx(tmp_path / "small.onnx", threads=1)(inputs), logits(model, inputs)
-    # Processors without VNNI saturate when they add up products of 8-bit numbers: 0.24 on one with AVX2 only.
-    assert (small - whole).norm() < 0.3 * whole.norm()
+    assert (small - whole).norm() < 0.2 * whole.norm()
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
 
 

@@ -95,7 +95,8 @@ def quantize_onnx(source: str | Path, path: str | Path) -> None:
     # The exporter turns weights over and leaves the old shapes behind, which the quantiser would believe.
     del content.graph.value_info[:]
     with replace_file(path) as aside, quiet_exporters():
-        quantize_dynamic(content, str(aside), weight_type=QuantType.QInt8)
+        # Not signed: without VNNI instructions sums of products with signed weights saturate, and logits are far off.
+        quantize_dynamic(content, str(aside), weight_type=QuantType.QUInt8)
 
 
 def open_onnx(path: str | Path, *, threads: int | None = None) -> Callable[[Mapping[str, Tensor]], Tensor]:

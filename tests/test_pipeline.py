@@ -55,13 +55,13 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {LOCK}
 
 
-def call(*arguments: object) -> None:
-    """The command line, which must succeed."""
+def call(*arguments: object, code: int = 0) -> None:
+    """The command line, which must end with `code`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pruning-adapter", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             cli.main()
-    assert end.value.code == 0
+    assert end.value.code == code
 
 
 @pytest.fixture(scope="module")
@@ -417,3 +417,14 @@ def test_control_scorers_by_name(finished: Path, model: Path, task: Path, tmp_pa
     assert scores.model == gradient.model
     negative = all(bool((block <= 0).all()) for block in scores.heads)
     assert negative == (scorer == "reversed")
+
+
+def test_a_rank_budget_below_what_always_trains_is_refused_before_anything(
+    model: Path, task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    call("run", *inputs(model, task), *TRAIN, "--keep-ratio", 0.5, "--rank-budget", 10, "--output-dir", folder, code=2)
+    assert "The rank budget is 10 trainable parameters; the normalisation layers alone have" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert not folder.exists()

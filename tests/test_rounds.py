@@ -225,6 +225,14 @@ def test_rounds_that_cannot_be_are_refused(
         replace(settings, **changes).check()
 
 
+def test_rounds_between_which_nothing_trains_are_refused(settings: Settings, tmp_path: Path) -> None:
+    """Six steps, of which 70 % are four: five rounds would go after the steps 1, 2, 3, 3 and 4."""
+    run = Run(replace(settings, rounds=5), tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"5 rounds after the steps 1, 2, 3, 3, 4, but .* Take fewer --rounds"):
+        run.train()
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
 def test_rules_that_speak_of_scores_leave_the_recipes_rounds_out() -> None:
     assert Settings(threshold=0.5, prune_after=0.4).rounds_taken == 1
     assert Settings(recipe="paper").rounds_taken == 1

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from pruning_adapter.errors import CheckpointError, DataError, OutputError, PlanError, PruningAdapterError
+from pruning_adapter.errors import (
+    CheckpointError,
+    DataError,
+    ImportanceError,
+    OutputError,
+    PlanError,
+    PruningAdapterError,
+)
 from pruning_adapter.settings import DEMO_MODEL, Settings
 
 GOOD = Settings(model="made/up", task="rte")
@@ -133,6 +140,7 @@ def test_an_unknown_name_lists_the_known(name: str, known: str) -> None:
         ("seed", 2**32, "in 0 to 4294967295"),
         ("top_blocks", -1, "0 or more"),
         ("high_rank", 0, "1 or more"),
+        ("rank_budget", 0, "a number of parameters from 1"),
         ("low_rank", -1, "0 or more"),
         # As an edited file may hold it.
         ("seed", "7", "in 0 to 4294967295"),
@@ -146,6 +154,18 @@ def test_a_number_out_of_range_is_refused_with_the_range(name: str, value: objec
 def test_ranks_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(PlanError, match="low_rank is 4; it must not be above high_rank, 2"):
         GOOD.changed({"low_rank": 4, "high_rank": 2}).check()
+
+
+@pytest.mark.parametrize("scorer", ["obs", "reversed", "shuffled"])
+@pytest.mark.parametrize("given", [{"reduction": "batch"}, {"stop_when_stable": 0.9}])
+def test_what_obs_does_not_know_is_refused(scorer: str, given: dict[str, Any]) -> None:
+    """Also where its scores are turned around or dealt out anew; those of the gradient, with an order, may have it."""
+    name = next(iter(given))
+    with pytest.raises(ImportanceError, match=f"{name} is .*but the scores are those of 'obs'"):
+        GOOD.changed({"scorer": scorer, **given}).check()
+    GOOD.changed({"scorer": "gradient", **given}).check()
+    if scorer != "obs":
+        GOOD.changed({"scorer": scorer, "order": "second", **given, "reduction": "example"}).check()
 
 
 @pytest.mark.parametrize("other", [{"keep_heads": 5}, {"keep_ratio": 0.5}, {"preset": "paper"}])

@@ -16,7 +16,6 @@ from pruning_adapter.importance import (
     shuffled_importance,
 )
 from pruning_adapter.settings import Settings
-from pruning_adapter.training.recipes import find_recipe
 
 __all__ = ["score_from_settings"]
 
@@ -42,9 +41,7 @@ def score_from_settings(settings: Settings, model: nn.Module, sample: Callable[[
     if scorer == "magnitude":
         return magnitude_importance(model, units=settings.kinds)
     if scorer in ("reversed", "shuffled"):
-        # Only gradients have an order.
-        ours = find_recipe(settings.recipe).scorer if settings.order is None else "gradient"
-        scores = _measure(settings, ours, model, sample())
+        scores = _measure(settings, settings.measured_scorer, model, sample())
         return reversed_importance(scores) if scorer == "reversed" else shuffled_importance(scores, seed=settings.seed)
     return _measure(settings, scorer, model, sample())
 

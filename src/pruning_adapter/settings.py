@@ -53,6 +53,7 @@ _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
     "top_blocks": (PlanError, lambda value: value >= 0, "0 or more"),
     "high_rank": (PlanError, lambda value: value >= 1, "1 or more"),
     "low_rank": (PlanError, lambda value: value >= 0, "0 or more"),
+    "rank_budget": (PlanError, lambda value: value >= 1, "a number of parameters from 1"),
 }
 """What can be refused before any model is loaded; planning refuses what depends on the model."""
 
@@ -260,14 +261,25 @@ class Settings:
         if self.preset is not None:
             find_preset(self.preset)
 
+    @property
+    def measured_scorer(self) -> str:
+        """The scorer whose scores are taken, or turned around or dealt out anew."""
+        from pruning_adapter.training.recipes import find_recipe
+
+        scorer = self.chosen("scorer")
+        if scorer not in ("reversed", "shuffled"):
+            return scorer
+        # Only gradients have an order.
+        return find_recipe(self.recipe).scorer if self.order is None else "gradient"
+
     def _check_scorer(self) -> None:
-        if self.chosen("scorer") != "obs":
+        if self.measured_scorer != "obs":
             return
         for name in ("order", "reduction", "stop_when_stable"):
             if getattr(self, name) != getattr(Settings(), name):
                 raise ImportanceError(
-                    f"{name} is {getattr(self, name)!r}, but the scorer is 'obs', which knows no such choice. Leave it "
-                    "out, or say --scorer gradient."
+                    f"{name} is {getattr(self, name)!r}, but the scores are those of 'obs', which knows no such "
+                    "choice. Leave it out, or say --scorer gradient."
                 )
 
     def chosen(self, name: str) -> Any:

@@ -1,14 +1,17 @@
 """In how many rounds units go, and what each of them may keep."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from pruning_adapter.architectures.shapes import ModelIdentity
+from pruning_adapter.errors import TrainingError
 from pruning_adapter.planning.budget import BYTES_PER_NUMBER, parse_bytes
 from pruning_adapter.settings import KEEP_RATIO, RULES, Settings
 from pruning_adapter.training.recipes import find_recipe
 
-__all__ = ["split_rounds", "start_rank"]
+__all__ = ["check_rounds", "split_rounds", "start_rank"]
 
 
 def split_rounds(settings: Settings, dense: ModelIdentity, dense_parameters: int) -> tuple[Settings, ...]:
@@ -33,6 +36,22 @@ def split_rounds(settings: Settings, dense: ModelIdentity, dense_parameters: int
         asked: dict[str, Any] = {**alike, "prune_after": last * number / count, **looser}
         rounds.append(replace(settings, **asked))
     return (*rounds, settings)
+
+
+def check_rounds(steps: Sequence[int]) -> None:
+    """Refuse rounds between which nothing trains.
+
+    Args:
+        steps: after which each round's units go.
+
+    Raises:
+        TrainingError: two of them are the same.
+    """
+    if any(last >= step for last, step in pairwise(steps)):
+        raise TrainingError(
+            f"Units would go in {len(steps)} rounds after the steps {', '.join(map(str, steps))}, but between two "
+            "rounds there must be one at least. Take fewer --rounds, a later --prune-after, more epochs or more rows."
+        )
 
 
 def start_rank(settings: Settings) -> int:

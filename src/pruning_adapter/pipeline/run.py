@@ -44,7 +44,7 @@ from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores, random_importance
 from pruning_adapter.pipeline.describe import describe_pruning, warn
 from pruning_adapter.pipeline.inputs import device
-from pruning_adapter.pipeline.rounds import split_rounds
+from pruning_adapter.pipeline.rounds import check_rounds, split_rounds
 from pruning_adapter.pipeline.start import CHECKPOINT, TRAINING, Start
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
@@ -57,7 +57,13 @@ from pruning_adapter.training.base_model import BaseModel
 from pruning_adapter.training.continuation import carry_checkpoint
 from pruning_adapter.training.methods import apply_method, set_dropout_
 from pruning_adapter.training.tasks import HUB_DATASET
-from pruning_adapter.training.trainer import last_complete_checkpoint, make_collator, make_trainer
+from pruning_adapter.training.trainer import (
+    count_steps,
+    last_complete_checkpoint,
+    last_step,
+    make_collator,
+    make_trainer,
+)
 
 __all__ = ["PREDICTIONS", "Run"]
 
@@ -71,12 +77,18 @@ class Run(Start):
 
     @cached_property
     def earlier(self) -> "Run | None":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The round before this one: a run of its own in rounds/, with a looser budget; None in the first."""
+        """The round before this one: a run of its own in rounds/, with a looser budget; None in the first.
+
+        Raises:
+            TrainingError: more rounds than there are steps for.
+        """
         found: Run | None = None
         if self.settings.rounds_taken > 1:
             dense = self.load_base().model
-            before = split_rounds(self.settings, identify(dense), dense_parameters(dense))[:-1]
-            for number, settings in enumerate(before, 1):
+            rounds = split_rounds(self.settings, identify(dense), dense_parameters(dense))
+            steps = count_steps(len(self.data.train), self.recipe)
+            check_rounds([last_step(each.chosen("prune_after"), steps) for each in rounds])
+            for number, settings in enumerate(rounds[:-1], 1):
                 run = copy.copy(self)
                 run.settings, run.folder, run.earlier = settings, self.folder / ROUNDS / str(number), found
                 found = run
@@ -143,14 +155,20 @@ class Run(Start):
             self.merge()
 
     def check_rule(self) -> None:
-        """Refuse a rule that no scores of this model can meet, such as more heads than it has.
+        """Refuse a rule or a rank budget that no scores of this model can meet, such as more heads than it has.
 
         Raises:
             PlanError: which, and what is possible.
         """
         if self.method == "prune-lora":
             made_up = random_importance(self.load_base().model, seed=0, units=self.settings.kinds)
-            # What ranks cost depends on which units stay.
+            budget, fixed = self.settings.rank_budget, made_up.model.norm_parameters
+            if budget is not None and budget <= fixed:
+                raise PlanError(
+                    f"The rank budget is {budget:,} trainable parameters; the normalisation layers alone have "
+                    f"{fixed:,}, and LoRA needs some. Raise --rank-budget."
+                )
+            # What ranks cost beside them depends on which units stay.
             plan_from_settings(replace(self.settings, rank_budget=None), made_up, latency=self.latency)
 
     def check_one_round(self) -> None:

@@ -34,7 +34,16 @@ from pruning_adapter.training.recipes import Method, Recipe
 from pruning_adapter.training.same_model import ensure_same_model_
 from pruning_adapter.training.shares import SHARE, Shares, check_shares, load_shares, of_step
 
-__all__ = ["MOMENTS", "check_accumulate", "last_complete_checkpoint", "make_collator", "make_trainer", "train_"]
+__all__ = [
+    "MOMENTS",
+    "check_accumulate",
+    "count_steps",
+    "last_complete_checkpoint",
+    "last_step",
+    "make_collator",
+    "make_trainer",
+    "train_",
+]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,6 +52,16 @@ MOMENTS = "moments.safetensors"
 
 Features = Sequence[dict[str, Any]]
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
+
+
+def count_steps(examples: int, recipe: Recipe) -> int:
+    """Steps of a whole training on so many examples."""
+    return math.ceil(math.ceil(examples / recipe.batch_size) * recipe.epochs)
+
+
+def last_step(share: float, steps: int) -> int:
+    """The step after which a training stops that goes on until `share` of its steps."""
+    return max(1, round(share * steps))
 
 
 def make_collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
@@ -146,7 +165,7 @@ def make_trainer(
         TrainingError: a batch size that `accumulate` does not divide.
     """
     check_accumulate(accumulate, recipe)
-    steps = math.ceil(math.ceil(len(features) / recipe.batch_size) * recipe.epochs)
+    steps = count_steps(len(features), recipe)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=recipe.epochs,
@@ -367,7 +386,7 @@ class _StopAfter(TrainerCallback):
         self._share = share
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step >= max(1, round(self._share * state.max_steps)):
+        if state.global_step >= last_step(self._share, state.max_steps):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -88,6 +88,7 @@ def test_the_cost_of_training_counts_both_parts() -> None:
     mixed = mix_training([(0.5, measured(0.8, 90)), (0.5, measured(0.4, 50))])
     assert mixed["training_time_ratio"]["median"] == pytest.approx(0.6)
     assert mixed["peak_training_bytes"] == mixed["training_memory_ratio"]["median"] == 90
+    assert mixed["parts"] == [{"share": 0.5, "time": 0.8}, {"share": 0.5, "time": 0.4}]
 
 
 def test_the_result_says_when_units_went(finished: Path) -> None:

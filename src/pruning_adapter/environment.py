@@ -1,12 +1,14 @@
-"""What a number was measured with: versions and machine. Every file that holds numbers records them."""
+"""What a number was measured with: command, versions and machine. Every file that holds numbers records them."""
 
 import platform
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine", "versions"]
+__all__ = ["machine", "name_places", "tell_machine", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -33,6 +35,36 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def tell_machine(found: Mapping[str, Any]) -> str:
+    """What `machine` found, in words: the GPU, or the processor and how many threads computed."""
+    if "gpu" in found:
+        return str(found["gpu"])
+    told, count = str(found["processor"]), found.get("threads")
+    return told if count is None else f"{told}, {count} thread{'' if count == 1 else 's'}"
+
+
+def name_places(words: Sequence[str], places: Mapping[str, str]) -> str:
+    """A command with names in place of this machine's paths, which tell nothing to a reader elsewhere.
+
+    Args:
+        words: of the command, as they were given.
+        places: paths, and what to call them. A word that is one of them, is in one of them or assigns one is changed.
+    """
+
+    def named(word: str) -> str:
+        option, equals, value = word.partition("=")
+        if equals and option.startswith("--"):
+            return f"{option}={named(value)}"
+        for place, name in places.items():
+            if place and word == place:
+                return name
+            if place and word.startswith(f"{place}/"):
+                return f"{name}{word[len(place) :]}"
+        return word
+
+    return shlex.join(map(named, words))
 
 
 def _processor() -> str:

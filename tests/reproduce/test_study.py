@@ -286,8 +286,45 @@ def test_seeds_that_are_no_numbers_are_one_error(
 
 
 def test_what_is_named_twice_is_run_once() -> None:
-    cells = make_cells(recipes=["default"], tasks=["rte", "rte"], arms=["lora"], seeds=[0, 0])
+    cells = make_cells(recipes=["default"], tasks=["rte", "RTE"], arms=["lora"], seeds=[0, 0])
     assert [cell.name for cell in cells] == ["default-rte-lora-0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--tasks", "sst2,rtee"], "There is no GLUE task 'rtee'"),
+        (["--seeds", ""], "no seeds were named"),
+        (["--methods", ","], "no methods were named"),
+        (["--share", "0/2", "--only-report"], "--share runs cells and writes no pages"),
+    ],
+)
+def test_what_cannot_be_a_grid_is_refused_at_once(
+    model: Path, glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    call(*arguments(model, glue, tmp_path / "grid", *given), code=2)
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "grid").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "now"), [("lora_rank", 4, "8"), ("learning_rate", 2e-3, "0.001"), ("prune_after", 0.4, "0.2")]
+)
+def test_cells_of_another_recipe_of_the_same_name_are_refused(
+    finished: Path, model: Path, glue: Path, tmp_path: Path, name: str, was: float, now: str
+) -> None:
+    """As an earlier release would have left them; a setting that they do not tell of may be any."""
+    folder = Path(shutil.copytree(finished, tmp_path / "grid"))
+    cell = Cell(recipe="default", task="rte", arm="prune-lora", seed=0)
+    path = folder / "cells" / f"{cell.name}.json"
+    content = json.loads(path.read_text())
+    recipe = content["result"]["recipe"]
+    path.write_text(json.dumps(content | {"result": content["result"] | {"recipe": recipe | {name: was}}}))
+    with pytest.raises(CheckpointError, match=rf"{cell.name} was run with {name} {was}; .* now has {now}\."):
+        list(run_cells(folder, [cell], base(model, glue)))
+    told = {key: value for key, value in recipe.items() if key != name}
+    path.write_text(json.dumps(content | {"result": content["result"] | {"recipe": told}}))
+    assert not list(run_cells(folder, [cell], base(model, glue)))
 
 
 def test_a_failure_leaves_a_page_and_the_work_of_other_cells(

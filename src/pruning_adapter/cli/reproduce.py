@@ -59,6 +59,8 @@ def reproduce(
     from pruning_adapter.settings import Settings
 
     check_can_write()
+    if share is not None and only_report:
+        raise DataError("--share runs cells and writes no pages, --only-report the other way round; give one of them.")
     numbers = _list(seeds)
     if not all(number.isdecimal() for number in numbers):
         raise DataError(f"--seeds is {seeds!r}; give whole numbers, with commas.")

@@ -150,13 +150,17 @@ def mix_training(parts: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, 
 
     Args:
         parts: a share of the steps, and what `compare_training` gave for them, with one reference for all.
+
+    Returns:
+        As `compare_training`; and "parts", in turn: the share, and the median ratio of its step's time.
     """
     largest = max((measured for _, measured in parts), key=lambda measured: measured["peak_training_bytes"])
     times = {
         name: sum(share * measured["training_time_ratio"][name] for share, measured in parts)
         for name in ("median", "q1", "q3")
     }
-    return {**largest, "training_time_ratio": times}
+    told = [{"share": share, "time": measured["training_time_ratio"]["median"]} for share, measured in parts]
+    return {**largest, "training_time_ratio": times, "parts": told}
 
 
 class _TrainingStep:

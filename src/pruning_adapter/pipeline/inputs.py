@@ -26,7 +26,7 @@ from pruning_adapter.training.distill import with_teacher
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
 from pruning_adapter.training.padding_free import check_padding_free
-from pruning_adapter.training.recipes import METHODS, Method, Recipe, find_recipe
+from pruning_adapter.training.recipes import Method, adjust_recipe
 from pruning_adapter.training.spread import check_spread
 from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import count_truncated, sample_examples, tokenize
@@ -63,7 +63,8 @@ class Inputs:
         self.settings = settings
         self.folder = folder
         self.command = command
-        self.recipe = _adjust_recipe(settings)
+        self.recipe = adjust_recipe(settings.recipe, epochs=settings.epochs, learning_rate=settings.learning_rate)
+        check_accumulate(settings.accumulate, self.recipe)
         self.trackers = find_trackers(settings.report_to)
         check_spread(settings.method, self.prune_after)
         self.logs = folder / "logs"
@@ -222,13 +223,3 @@ class Inputs:
 def device() -> str:
     """Where models train."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _adjust_recipe(settings: Settings) -> Recipe:
-    recipe = find_recipe(settings.recipe)
-    if settings.epochs is not None:
-        recipe = replace(recipe, epochs=settings.epochs)
-    if settings.learning_rate is not None:
-        recipe = replace(recipe, learning_rate=dict.fromkeys(METHODS, settings.learning_rate))
-    check_accumulate(settings.accumulate, recipe)
-    return recipe

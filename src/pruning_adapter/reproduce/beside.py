@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pruning_adapter.environment import machine, versions
 from pruning_adapter.evaluation.cost import compare_inference, count_costs, count_trainable
 from pruning_adapter.importance import measure_importance
 from pruning_adapter.importance.batching import LengthSortedBatches
@@ -65,6 +66,8 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
             **compare_inference(smaller, dense, batch=BATCH, length=length),
             **count_costs(smaller, dense, length=length),
         },
+        "machine": machine(),
+        "versions": versions(),
     }
     write_json(path, content)
     shutil.rmtree(work)

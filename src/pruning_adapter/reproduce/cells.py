@@ -7,6 +7,7 @@ from typing import Any
 
 from pruning_adapter.errors import DataError
 from pruning_adapter.settings import Settings
+from pruning_adapter.training.tasks import find_task
 
 __all__ = ["ARMS", "Cell", "make_cells", "share_of"]
 
@@ -76,11 +77,15 @@ def make_cells(
     """All cells, seed by seed, so that a grid that is stopped early holds whole comparisons.
 
     Raises:
-        DataError: an unknown arm.
+        DataError: an unknown arm or task, or none of something.
     """
+    for name, given in (("recipes", recipes), ("tasks", tasks), ("methods", arms), ("seeds", seeds)):
+        if not given:
+            raise DataError(f"There is nothing to run: no {name} were named. Name one at least, or leave --{name} out.")
     for arm in arms:
         if arm not in ARMS:
             raise DataError(f"The method {arm!r} is unknown; there are {', '.join(ARMS)}.")
-    grid = product(seeds, recipes, tasks, arms)
+    # By one name each, whatever people call them.
+    grid = product(seeds, recipes, [find_task(task).name for task in tasks], arms)
     # Each once, however often it was named.
     return tuple(dict.fromkeys(Cell(recipe=recipe, task=task, arm=arm, seed=seed) for seed, recipe, task, arm in grid))

@@ -25,8 +25,9 @@ from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.run_folder import lock_folder
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, replace_folder, write_json
+from pruning_adapter.training.recipes import adjust_recipe
 
-__all__ = ["Done", "Progress", "load_cells", "run_cells", "set_up_job"]
+__all__ = ["Done", "Progress", "check_recipes", "load_cells", "run_cells", "set_up_job"]
 
 KIND = "pruning-adapter cell"
 
@@ -108,6 +109,26 @@ def _load(path: Path) -> Done:
         raise CheckpointError(f"{path} is not a complete cell: {error!r}. Remove it to run it again.") from error
 
 
+def check_recipes(cells: Sequence[Done], base: Settings) -> None:
+    """Refuse cells that followed another recipe of the same name, as an earlier release had it.
+
+    Raises:
+        CheckpointError: which cell, and what differs.
+    """
+    for done in cells:
+        settings, told = done.cell.settings(base), done.result["recipe"]
+        recipe = adjust_recipe(settings.recipe, epochs=settings.epochs, learning_rate=settings.learning_rate).to_json()
+        expected = {**recipe, "learning_rate": recipe["learning_rate"][settings.method]}
+        for name in ("prune_after", "rounds"):
+            expected[name] = settings.chosen(name) if settings.method == "prune-lora" else told.get(name)
+        for name, value in expected.items():
+            if name in told and told[name] != value:
+                raise CheckpointError(
+                    f"The cell {done.cell.name} was run with {name} {told[name]!r}; the recipe {settings.recipe!r} now "
+                    f"has {value!r}. Name another folder, or remove the cell to run it again."
+                )
+
+
 def run_cells(
     folder: Path,
     cells: Sequence[Cell],
@@ -126,9 +147,11 @@ def run_cells(
         prepare: what each job's process does first, such as setting its number of threads.
 
     Raises:
+        CheckpointError: cells that are done followed another recipe of the same name.
         What a run raises; cells that are done stay.
     """
     known = load_cells(folder, cells)
+    check_recipes(known, base)
     finished = {done.cell for done in known}
     todo = [cell for cell in cells if cell not in finished]
     times = {done.cell.name: (done.cell, done.seconds) for done in known}
@@ -226,7 +249,7 @@ def _teacher(folder: Path, cell: Cell, base: Settings) -> Path:
 def _share_start(folder: Path, run: Any) -> None:
     """Train what the first round prunes, or take it from a cell that began alike."""
     first = run.rounds[0]
-    alike = json.dumps(first.settings.of_start(), sort_keys=True)
+    alike = json.dumps([first.settings.of_start(), first.recipe.to_json()], sort_keys=True)
     shared = folder / "work" / "starts" / hashlib.sha256(alike.encode()).hexdigest()[:16]
     if (first.folder / "base").exists():
         # It led on from there already.

@@ -6,17 +6,18 @@ OUT/cells/, cost/, maps/    what was measured
 OUT/reproduction.md, report.html, importance-maps.svg
 """
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from pruning_adapter.environment import name_places
 from pruning_adapter.errors import OutputError
 from pruning_adapter.reproduce.accounting import account_for_bert_base
 from pruning_adapter.reproduce.beside import measure_cost, measure_maps
 from pruning_adapter.reproduce.cells import ARMS, Cell
-from pruning_adapter.reproduce.grid import Done, load_cells
+from pruning_adapter.reproduce.grid import Done, check_recipes, load_cells
 from pruning_adapter.reproduce.maps import correlation_table, normalized_maps
 from pruning_adapter.reproduce.page import write_pages
 from pruning_adapter.reproduce.paper import TASKS
@@ -34,7 +35,7 @@ from pruning_adapter.settings import KEEP_RATIO, Settings
 from pruning_adapter.storage import read_json, write_json
 from pruning_adapter.training.recipes import RECIPES
 
-__all__ = ["begin_study", "measure_beside", "write_study"]
+__all__ = ["begin_study", "check_study", "measure_beside", "write_study"]
 
 COMMANDS = "pruning-adapter grid commands"
 
@@ -45,15 +46,26 @@ def begin_study(folder: Path, base: Settings) -> None:
     Raises:
         OutputError: the folder holds a grid with other settings, or something else, or a link out of it.
     """
-    path, named = folder / "settings.json", _without_places(base)
+    path = folder / "settings.json"
     # Many jobs may begin one grid at once; what begins with a dot is a file that another one is writing.
     there = [] if not folder.is_dir() else [found.name for found in folder.iterdir() if found.name[0] != "."]
     if "settings.json" not in there:
         if there or (folder.exists() and not folder.is_dir()):
             raise OutputError(f"{folder} exists and holds no grid; name another folder.")
-        named.save(path)
+        _without_places(base).save(path)
     check_links(folder, ("cells", "cost", "maps", "work"))
-    named.check_same(Settings.load(path), folder, otherwise="name another folder")
+    check_study(folder, base)
+
+
+def check_study(folder: Path, base: Settings) -> None:
+    """Refuse a grid that was begun with other settings; where model and data lie does not matter.
+
+    Raises:
+        OutputError: the first that differs.
+        CheckpointError: the folder holds no grid, or a damaged one.
+    """
+    known = Settings.load(folder / "settings.json")
+    _without_places(base).check_same(known, folder, otherwise="name another folder")
 
 
 def _without_places(base: Settings) -> Settings:
@@ -82,9 +94,14 @@ def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command:
         cells: what this call was asked for: where some of it is missing, the pages say so.
         base: the settings that all cells share.
         command: this call, which the pages name beside those before it.
+
+    Raises:
+        CheckpointError: a damaged file, or a cell of another recipe of the same name.
+        OutputError: the pages cannot be written.
     """
     of_grid = (each for each in load_cells(folder) if each.cell.arm in ARMS and each.cell.recipe in RECIPES)
     done = sorted(of_grid, key=_place)
+    check_recipes(done, base)
     asked = list(dict.fromkeys((cell.recipe, cell.task) for cell in cells))
     pairs = list(dict.fromkeys([*((each.cell.recipe, each.cell.task) for each in done), *asked]))
     tasks = sorted({task for _, task in pairs}, key=_place_of_task)
@@ -100,6 +117,7 @@ def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command:
         tables += [cost_table(of_all), step_table(of_all), time_to_accuracy_table(done, of_all)]
     if maps:
         tables.append(correlation_table(maps))
+    places = {base.model: base.model_id, base.data_dir or "": "GLUE", str(folder): folder.name}
     missing = {cell.name for cell in cells} - {found.cell.name for found in done}
     beside = all(pair in costs for pair in asked) and {task for _, task in asked} <= {each["task"] for each in maps}
     write_pages(
@@ -107,7 +125,7 @@ def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command:
         [table for table in tables if table.rows],
         normalized_maps(maps) if maps else {},
         model=base.model_id,
-        commands=_commands(folder, _name_places(command, folder, base)),
+        commands=_commands(folder, name_places(shlex.split(command), places)),
         facts=[*_unfinished(len(missing), len(cells), beside=beside), *_facts(done, base)],
     )
     return folder / "reproduction.md"
@@ -133,14 +151,6 @@ def _commands(folder: Path, command: str) -> list[str]:
     return known
 
 
-def _name_places(command: str, folder: Path, base: Settings) -> str:
-    """Paths of this machine tell nothing to a reader elsewhere."""
-    places = ((base.model, base.model_id), (base.data_dir or "", "GLUE"), (str(folder), folder.name))
-    for place, name in places:
-        command = command.replace(place, name) if place else command
-    return command
-
-
 def _unfinished(missing: int, of: int, *, beside: bool) -> list[str]:
     if missing:
         return [f"Not finished: {of - missing} of {of} cells are done. The last command goes on."]
@@ -153,8 +163,12 @@ def _facts(done: Sequence[Done], base: Settings) -> list[str]:
     facts = [f"{what}, {kept:.0%} of the heads kept, importance from at most {base.examples} examples"]
     if not done:
         return facts
-    first: dict[str, Any] = done[0].result
     machines = {str(found.result["machine"].get("gpu", found.result["machine"]["processor"])) for found in done}
-    facts.append(f"on {', '.join(sorted(machines))}; {first['recipe']['precision']}")
-    facts.append(", ".join(f"{name} {version}" for name, version in first["versions"].items()))
+    precisions = {str(found.result["recipe"]["precision"]) for found in done}
+    facts.append(f"on {', '.join(sorted(machines))}; {', '.join(sorted(precisions))}")
+    libraries = {
+        name: sorted({str(found.result["versions"][name]) for found in done if name in found.result["versions"]})
+        for name in done[0].result["versions"]
+    }
+    facts.append(", ".join(f"{name} {' and '.join(found)}" for name, found in libraries.items()))
     return facts

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from pruning_adapter.environment import tell_machine
 from pruning_adapter.reproduce.accounting import Account
 from pruning_adapter.reproduce.cells import ARMS
 from pruning_adapter.reproduce.grid import Done
@@ -52,8 +54,9 @@ def accuracy_tables(cells: Sequence[Done]) -> list[Table]:
     tables: list[Table] = []
     for recipe, of_recipe, tasks in _by_recipe(cells):
         rows: list[tuple[str, ...]] = []
+        most = max(len(_of(of_recipe, task, arm)) for task in tasks for arm in ARMS)
         for arm in ARMS:
-            row = [_accuracy(of_recipe, task, arm) for task in tasks]
+            row = [_accuracy(of_recipe, task, arm, most) for task in tasks]
             if any(row):
                 rows.append((arm, *row))
             if arm in ACCURACY and any(row):
@@ -68,7 +71,8 @@ def accuracy_tables(cells: Sequence[Done]) -> list[Table]:
                 rows=tuple(rows),
                 note="Per cent of the validation set; mean over seeds ± half the 95 % interval over seeds "
                 "(Student's t), and p, the probability that chance alone makes as large a difference to LoRA on the "
-                "same examples. † marks arms with a run that gives every example the same answer.",
+                f"same examples, over the seeds that both have. Seeds: {most}, or as many as stand in brackets. † "
+                "marks arms with a run that gives every example the same answer.",
             )
         )
     return tables
@@ -81,11 +85,13 @@ def _by_recipe(cells: Sequence[Done]) -> Iterator[tuple[str, list[Done], list[st
         yield recipe, found, _unique(done.cell.task for done in found)
 
 
-def _accuracy(cells: Sequence[Done], task: str, arm: str) -> str:
+def _accuracy(cells: Sequence[Done], task: str, arm: str, most: int) -> str:
     found = _of(cells, task, arm)
     if not found:
         return ""
     told = tell_mean([100 * done.value for done in found])
+    if len(found) < most:
+        told += f" [{len(found)}]"
     if any(done.quality["at_majority"] for done in found):
         told += " †"
     chance = None if arm == "lora" else chance_of_difference(found, _of(cells, task, "lora"))
@@ -121,8 +127,9 @@ def difference_tables(cells: Sequence[Done]) -> list[Table]:
                     rows=tuple(rows),
                     note="Points by which prune-lora is better, over the seeds that both arms have; ± half the 95 % "
                     "interval over seeds (Student's t), and p as above. The mean of tasks, which count alike, is taken "
-                    "seed by seed, over the seeds that every task has. p asks whether other examples would say the "
-                    "same of these very runs; the interval asks whether other seeds and draws would.",
+                    "seed by seed, over the seeds that every task has; its p is drawn from each task's exact "
+                    "distribution. p asks whether other examples would say the same of these very runs; the interval "
+                    "asks whether other seeds and draws would.",
                 )
             )
     return tables
@@ -196,7 +203,7 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
         ),
         rows=tuple(rows),
         note="Ratios to the dense model, batches of 32. What trains includes the task head. The paper gives a ratio of "
-        "0.935 for memory, and says that inference became slower.",
+        f"0.935 for memory, and says that inference became slower. {_measured_on(costs)}",
     )
 
 
@@ -217,30 +224,36 @@ def step_table(costs: Sequence[Mapping[str, Any]]) -> Table:
         columns=("recipe, task", *(f"{what}, {name}" for what in ("time", "peak memory") for name in SHOWN)),
         rows=tuple(rows),
         note="Batches of 32 of the task's median length, each method in turn with stock LoRA, which keeps the model's "
-        "own dropout; quartiles in brackets. Memory is all that training holds: weights, gradients, optimizer, "
-        "activations.",
+        "own dropout; quartiles in brackets. Prune-LoRA's is the mean step of its whole training, the dense model's "
+        "part included. Memory is all that training holds: weights, gradients, optimizer, activations. "
+        f"{_measured_on(costs)}",
     )
 
 
 def time_to_accuracy_table(cells: Sequence[Done], costs: Sequence[Mapping[str, Any]]) -> Table:
-    """When a method first comes within a point of LoRA's final accuracy, in LoRA's epochs."""
+    """When a method first comes within a point of LoRA's final accuracy, in the time of one epoch of LoRA."""
     times = {(cost["recipe"], cost["task"]): cost for cost in costs}
     rows: list[tuple[str, ...]] = []
     for recipe, task in _unique((done.cell.recipe, done.cell.task) for done in cells):
         group = [done for done in cells if (done.cell.recipe, done.cell.task) == (recipe, task)]
-        final = [_curve(done)[-1] for done in group if done.cell.arm == "lora" and _curve(done)]
-        rate = group[0].quality["majority_rate"] or 0.0
+        final = [_curve(done)[-1][1] for done in group if done.cell.arm == "lora" and _curve(done)]
+        rate = _majority_rate(group[0]) or 0.0
         # Where LoRA learns nothing, there is nothing to get to.
         if not final or float(np.mean(final)) <= rate + 0.01 or (recipe, task) not in times:
             continue
         goal, row = float(np.mean(final)) - 0.01, [f"{recipe}, {task}"]
         for arm in ("full", "lora", "prune-lora"):
             # Each was measured beside stock LoRA; the recipe's LoRA may train without dropout.
-            of_arm, of_lora = (times[recipe, task][name]["training_time_ratio"]["median"] for name in (arm, "lora"))
-            factor = of_arm / of_lora
-            curves = [_curve(done) for done in group if done.cell.arm == arm]
-            reached = [next((n for n, value in enumerate(curve, 1) if value >= goal), None) for curve in curves]
-            there = [factor * epochs for epochs in reached if epochs is not None]
+            of_arm, of_lora = (times[recipe, task][name] for name in (arm, "lora"))
+            step = of_lora["training_time_ratio"]["median"]
+            reached = [
+                next(
+                    (_time_until(epoch, curve[-1][0], of_arm) / step for epoch, value in curve if value >= goal),
+                    None,
+                )
+                for curve in (_curve(done) for done in group if done.cell.arm == arm)
+            ]
+            there = [time for time in reached if time is not None]
             told = f"{np.mean(there):.1f}" if there else "never" if reached else ""
             missing = len(reached) - len(there)
             row.append(f"{told} ({missing} of {len(reached)} never)" if there and missing else told)
@@ -250,7 +263,8 @@ def time_to_accuracy_table(cells: Sequence[Done], costs: Sequence[Mapping[str, A
         columns=("recipe, task", "full", "LoRA", "Prune-LoRA"),
         rows=tuple(rows),
         note="In the time of one epoch of LoRA: epochs (whole ones, for accuracy is measured after each) times the "
-        "ratio of a step's time. Mean over the seeds that got there. Tasks that LoRA does not learn are left out.",
+        "ratio of a step's time, which for Prune-LoRA is that of the dense model until units go; scoring is not in it. "
+        "Mean over the seeds that got there. Tasks that LoRA does not learn are left out.",
     )
 
 
@@ -262,14 +276,39 @@ def _of(cells: Sequence[Done], task: str, arm: str) -> list[Done]:
     return [done for done in cells if (done.cell.task, done.cell.arm) == (task, arm)]
 
 
-def _curve(done: Done) -> list[float]:
+def _curve(done: Done) -> list[tuple[float, float]]:
+    """Epoch and primary metric, after every epoch: where training stopped in the middle to prune, it goes on."""
     key = f"eval_{next(iter(done.quality['metrics']))}"
-    return [float(entry[key]) for entry in done.result["history"] if key in entry]
+    told = [(float(entry["epoch"]), float(entry[key])) for entry in done.result["history"] if key in entry]
+    # The last epoch may be a part of one.
+    return [(epoch, value) for epoch, value in told if abs(epoch - round(epoch)) < 1e-6 or epoch == told[-1][0]]
+
+
+def _time_until(epoch: float, last: float, cost: Mapping[str, Any]) -> float:
+    """Of training until `epoch` of `last`, in epochs of the reference, where its parts take different times."""
+    parts: Sequence[Mapping[str, float]] = cost.get("parts", [])
+    ends = np.cumsum([0.0, *(part["share"] for part in parts)]) if parts else (0.0, 1.0)
+    steps = [part["time"] for part in parts] or [cost["training_time_ratio"]["median"]]
+    done = epoch / last
+    return last * sum(
+        step * max(0.0, min(done, end) - begin) for (begin, end), step in zip(pairwise(ends), steps, strict=True)
+    )
 
 
 def _majority(cells: Sequence[Done], task: str) -> str:
-    rate = next((done.quality["majority_rate"] for done in cells if done.cell.task == task), None)
+    rate = next((_majority_rate(done) for done in cells if done.cell.task == task), None)
     return "" if rate is None else f"{100 * rate:.1f}"
+
+
+def _majority_rate(done: Done) -> float | None:
+    """What giving every example the same answer reaches, where the primary metric is accuracy."""
+    return done.quality["majority_rate"] if next(iter(done.quality["metrics"])) == "accuracy" else None
+
+
+def _measured_on(costs: Sequence[Mapping[str, Any]]) -> str:
+    """Cells may have been run elsewhere."""
+    found = {f"{tell_machine(cost['machine'])}, torch {cost['versions']['torch']}" for cost in costs}
+    return f"Measured on {'; '.join(sorted(found))}."
 
 
 def _ratio(ratio: Mapping[str, float]) -> str:

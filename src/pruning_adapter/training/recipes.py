@@ -1,12 +1,12 @@
 """Recipes: how a model is trained, as data."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from pruning_adapter.errors import TrainingError
 
-__all__ = ["METHODS", "RECIPES", "Method", "Recipe", "find_recipe"]
+__all__ = ["METHODS", "RECIPES", "Method", "Recipe", "adjust_recipe", "find_recipe"]
 
 Method = Literal["full", "lora", "prune-lora"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -115,3 +115,17 @@ def find_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise TrainingError(f"Recipe {name!r} is unknown; there are {', '.join(RECIPES)}.")
     return RECIPES[name]
+
+
+def adjust_recipe(name: str, *, epochs: float | None = None, learning_rate: float | None = None) -> Recipe:
+    """The recipe of that name, with what was asked for in place of its own.
+
+    Raises:
+        TrainingError: see `find_recipe`.
+    """
+    recipe = find_recipe(name)
+    if epochs is not None:
+        recipe = replace(recipe, epochs=epochs)
+    if learning_rate is not None:
+        recipe = replace(recipe, learning_rate=dict.fromkeys(METHODS, learning_rate))
+    return recipe

@@ -20,7 +20,8 @@ A criterion is what is measured, and of which model:
   other examples than all criteria are. Each criterion's rank correlation with it (heads, within blocks) stands beside
   what it chooses, and so does its correlation with itself on as many other examples.
 
-Cells that the output file already holds are skipped, so the screen resumes after any interruption.
+What the output file already holds is skipped, so the screen resumes after any interruption, and with more tasks, seeds
+or rules; other settings need another file.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -48,7 +49,7 @@ from pruning_adapter.architectures.identity import identify
 from pruning_adapter.architectures.sites import find_all_sites, find_sites
 from pruning_adapter.checkpoint.merged import merge
 from pruning_adapter.costs.macs import count_model_macs
-from pruning_adapter.environment import machine, versions
+from pruning_adapter.environment import machine, tell_machine, versions
 from pruning_adapter.evaluation.predict import predict
 from pruning_adapter.importance.batching import LengthSortedBatches
 from pruning_adapter.importance.gates import Gate, gated_sites
@@ -62,6 +63,8 @@ from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import sample_examples, tokenize
 from pruning_adapter.training.trainer import make_collator, train_
 
+Key = tuple[str, int, str, str]
+"""Task, seed, of which model, what."""
 UNITS = ("heads", "neurons")
 LENGTH = 128
 RULES: dict[str, dict[str, float]] = {
@@ -105,21 +108,53 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
-    cells = json.loads(options.output.read_text())["cells"] if options.output.exists() else []
-    seen = {(cell["task"], cell["seed"], cell["of"], cell["what"]) for cell in cells}
+    known = json.loads(options.output.read_text()) if options.output.exists() else {}
+    check_same(options, known)
+    cells: dict[Key, dict[str, Any]] = {key_of(cell): cell for cell in known.get("cells", [])}
     for seed in options.seeds:
         for task in options.tasks:
-            todo = [pair for pair in CRITERIA if (task, seed, *pair) not in seen]
-            if not todo:
+            todo = {pair: missing_rules(options, cells.get((task, seed, *pair))) for pair in CRITERIA}
+            if not any(todo.values()):
                 continue
             screen = Screen(options, task, seed)
-            for of, what in todo:
+            for (of, what), rules in todo.items():
+                if not rules:
+                    continue
                 start = time.monotonic()
-                cells.append({"task": task, "seed": seed, "of": of, "what": what, **screen.judge(of, what)})
-                write(options, cells)
+                before = cells.get((task, seed, of, what), {"rules": [], "rows": []})
+                found = {"task": task, "seed": seed, "of": of, "what": what, **screen.judge(of, what, rules)}
+                joined = {name: [*before[name], *found[name]] for name in ("rules", "rows")}
+                cells[task, seed, of, what] = found | joined
+                known = write(options, known, cells)
                 print(f"{task} seed {seed}: {of} {what} ({time.monotonic() - start:.0f} s)", flush=True)
-    write(options, cells)
+    write(options, known, cells)
     print(options.output.with_suffix(".md").read_text())
+
+
+def check_same(options: argparse.Namespace, known: dict[str, Any]) -> None:
+    """Refuse to go on with other settings, or other versions of the libraries, than the file was begun with."""
+    now = {"settings": settings_of(options), "versions": versions()}
+    for what, found in now.items():
+        for name, value in found.items():
+            if known and known[what].get(name) != value:
+                raise SystemExit(
+                    f"{options.output} was measured with {name} {known[what].get(name)!r}, not {value!r}; name another "
+                    "file"
+                )
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What all cells of a file share."""
+    names = ("train_rows", "epochs", "examples", "validation", "bf16")
+    return {"model": model_name(options), **{name: getattr(options, name) for name in names}}
+
+
+def key_of(cell: dict[str, Any]) -> Key:
+    return cell["task"], cell["seed"], cell["of"], cell["what"]
+
+
+def missing_rules(options: argparse.Namespace, cell: dict[str, Any] | None) -> list[str]:
+    return [rule for rule in options.rules if cell is None or rule not in cell["rules"]]
 
 
 class Screen:
@@ -161,12 +196,12 @@ class Screen:
     def tokenize(self, examples: Any) -> list[dict[str, Any]]:
         return tokenize(examples, self.tokenizer, max_length=128, label_names=self.data.label_names)
 
-    def judge(self, of: str, what: str) -> dict[str, Any]:
+    def judge(self, of: str, what: str, rules: Sequence[str]) -> dict[str, Any]:
         scores = self.scores_of(of, what)
         yardstick = self.scores_of("trained", "leave-one-out")
         rows = [
             {"rule": rule, "scope": scope, "reconstruct": correction, **self.prune(scores, rule, scope, correction)}
-            for rule in self.options.rules
+            for rule in rules
             # Budgets weigh the raw scores against what a unit costs.
             # "lstsq" after a choice per block adds nothing to what the others tell.
             for scope, correction in (
@@ -180,6 +215,7 @@ class Screen:
             "agreement_with_leave_one_out": rank_agreement(scores.heads, yardstick.heads),
             "agreement_with_itself": self.repeat(of, what, scores),
             "dense": self.told(self.dense),
+            "rules": list(rules),
             "rows": rows,
         }
 
@@ -349,13 +385,25 @@ def leave_one_out(model: Any, batches: list[dict[str, Tensor]]) -> Any:
     return replace(control, heads=tuple(rises), scorer="leave-one-out")
 
 
-def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
-    command = command_of(options)
-    known = {(cell["task"], cell["seed"]) for cell in cells if (cell["of"], cell["what"]) == CRITERIA[-1]}
-    missing = [f"{task} seed {seed}" for seed in options.seeds for task in options.tasks if (task, seed) not in known]
-    content = {"command": command, "machine": machine(), "versions": versions(), "missing": missing, "cells": cells}
+def write(options: argparse.Namespace, known: dict[str, Any], cells: dict[Key, dict[str, Any]]) -> dict[str, Any]:
+    """All that is known so far, with the calls and the machines that measured it."""
+    missing = [
+        f"{task} seed {seed}"
+        for seed in options.seeds
+        for task in options.tasks
+        if any(missing_rules(options, cells.get((task, seed, *pair))) for pair in CRITERIA)
+    ]
+    content = {
+        "commands": list(dict.fromkeys([*known.get("commands", []), command_of(options)])),
+        "machines": list(dict.fromkeys([*known.get("machines", []), tell_machine(machine())])),
+        "versions": versions(),
+        "settings": settings_of(options),
+        "missing": missing,
+        "cells": list(cells.values()),
+    }
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(content))
+    return content
 
 
 def table(content: dict[str, Any]) -> str:
@@ -363,7 +411,10 @@ def table(content: dict[str, Any]) -> str:
     rules = [rule for rule in RULES if any(row["rule"] == rule for cell in cells for row in cell["rows"])]
     lines = [
         *heading(
-            "What criteria choose, right after surgery", content["command"], content["machine"], content["versions"]
+            "What criteria choose, right after surgery",
+            content["commands"],
+            {"processor": "; ".join(content["machines"])},
+            content["versions"],
         ),
         "Loss on validation examples above the dense model's, and per cent of them that get the dense model's answer, "
         "mean over seeds (and draws). Of heads: compared within "

@@ -38,10 +38,10 @@ import transformers
 from provenance import command_of, heading
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.costs.macs import count_model_macs
-from pruning_adapter.environment import machine, versions
+from pruning_adapter.environment import machine, tell_machine, versions
 from pruning_adapter.importance.figure import figure_file
 from pruning_adapter.reproduce.cells import Cell
-from pruning_adapter.reproduce.grid import Done, load_cells, run_cells
+from pruning_adapter.reproduce.grid import Done, check_recipes, load_cells, run_cells
 from pruning_adapter.reproduce.significance import (
     agreement,
     chance_of_difference,
@@ -49,6 +49,7 @@ from pruning_adapter.reproduce.significance import (
     tell_chance,
     tell_mean,
 )
+from pruning_adapter.reproduce.study import begin_study, check_study
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import write_text
 from pruning_adapter.training.base_model import load_base
@@ -139,6 +140,7 @@ def main() -> None:
         bf16=True,
     )
     cells = make_cells(options)
+    begin_study(options.output, base)
     taken = [] if options.grid is None else take_from_grid(options.grid, cells, base)
     there = {done.cell for done in taken}
     todo = [cell for cell in cells if cell not in there]
@@ -185,11 +187,10 @@ def make_cells(options: argparse.Namespace) -> list[Cell]:
 
 def take_from_grid(folder: Path, cells: Sequence[Cell], base: Settings) -> list[Done]:
     """Those of `cells` that a grid ran under other names."""
-    settings = Settings.load(folder / "settings.json")
-    for name in ("model_id", "train_rows", "epochs", "bf16", "examples"):
-        if getattr(settings, name) != getattr(base, name):
-            raise SystemExit(f"{folder} has {name} {getattr(settings, name)!r}, not {getattr(base, name)!r}")
-    known = {(done.cell.recipe, done.cell.task, done.cell.arm, done.cell.seed): done for done in load_cells(folder)}
+    check_study(folder, base)
+    of_grid = load_cells(folder)
+    check_recipes([done for done in of_grid if done.cell.recipe == "default"], base)
+    known = {(done.cell.recipe, done.cell.task, done.cell.arm, done.cell.seed): done for done in of_grid}
     names = {"lora": "lora", **{name_of(ours, "70 % of heads"): theirs for ours, theirs in GRID_ARMS.items()}}
     places = {cell: ("default", cell.task, names.get(cell.arm), cell.seed) for cell in cells}
     return [replace(known[place], cell=cell) for cell, place in places.items() if place in known]
@@ -220,11 +221,18 @@ def prepare(threads: int) -> None:
 
 def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
     """criteria.md: all that is known so far."""
-    processors = Counter(str(done.result["machine"].get("gpu", done.result["machine"]["processor"])) for done in known)
-    where = ", ".join(f"{name} ({count} runs)" for name, count in sorted(processors.items()))
-    ran = machine() | ({"processor": where, "threads": options.threads} if known else {})
+    processors = Counter(tell_machine(done.result["machine"]) for done in known)
+    where = "; ".join(f"{name} ({count} runs)" for name, count in sorted(processors.items()))
+    used = [done.result["versions"] for done in known]
+    if any(each != used[0] for each in used):
+        raise SystemExit(f"{options.output} holds cells of several versions of the libraries; run those of one anew")
     lines = [
-        *heading("What criteria are worth after training", command_of(options), ran, versions()),
+        *heading(
+            "What criteria are worth after training",
+            command_of(options),
+            {"processor": where or tell_machine(machine())},
+            used[0] if used else versions(),
+        ),
         f"Accuracy on the validation set in per cent, mean over seeds {', '.join(map(str, options.seeds))} unless "
         "their number stands behind it, ± half of Student's 95 % interval, and p, the probability that chance alone "
         f'makes as large a difference to "{options.against}" on the same examples, over the seeds that both have; then '

@@ -10,8 +10,8 @@ step costs without telling examples apart. Memory is exact: the most that one ba
 of what a training step of stock PEFT LoRA (the model's own dropout on) holds on the same batch.
 
 The second table tells how many examples a ranking needs: the rank correlation (Spearman, within blocks) of the scores
-of n examples with those of a large other sample, over several draws, and what the two halves of the n examples said
-about it. All of it is of the untrained model, as in the paper.
+of n examples with those of a large other sample, which shares none with them, over several draws, and what the two
+halves of the n examples said about it. All of it is of the untrained model, as in the paper.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from pruning_adapter.training.tokenize import sample_examples, tokenize
 from pruning_adapter.training.trainer import make_collator
 
 STOCK = "forward"
+OTHERS = 2048
 SCORERS: dict[str, Any] = {"gradient": pa.measure_importance, "obs": pa.obs_importance}
 
 
@@ -68,13 +69,12 @@ def main() -> None:
         data, tokenizer = load_glue(task, data_dir=Path(options.data_dir)), load_tokenizer(options.model)
         base = load_base(options.model, label_names=data.label_names, seed=0)
 
-        def batches(count: int, seed: int, data: Any = data, tokenizer: Any = tokenizer) -> LengthSortedBatches:
-            sample = sample_examples(data.train, count, seed)
-            features = tokenize(sample, tokenizer, max_length=128, label_names=data.label_names)
+        def batches(examples: Any, data: Any = data, tokenizer: Any = tokenizer) -> LengthSortedBatches:
+            features = tokenize(examples, tokenizer, max_length=128, label_names=data.label_names)
             return LengthSortedBatches(features, make_collator(tokenizer), batch_size=options.batch_size)
 
-        costs += measure_costs(task, base, batches(options.examples, 0), options)
-        needs += measure_needs(task, base.model, batches, options)
+        costs += measure_costs(task, base, batches(sample_examples(data.train, options.examples, 0)), options)
+        needs += measure_needs(task, base.model, data.train, batches, options)
     command = command_of(options)
     content = {"command": command, "machine": machine(), "versions": versions(), "costs": costs, "needs": needs}
     write_json(options.output, content)
@@ -150,17 +150,22 @@ def split(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return rows
 
 
-def measure_needs(task: str, model: Any, batches: Any, options: Any) -> list[dict[str, Any]]:
+def measure_needs(task: str, model: Any, train: Any, batches: Any, options: Any) -> list[dict[str, Any]]:
+    """Half of the task is the large sample at the most, so that the small ones come from as many others."""
+    both = sample_examples(train, min(len(train), 2 * OTHERS), 1000)
+    others, rest = both[::2], both[1::2]
     rows: list[dict[str, Any]] = []
     for name, measure in SCORERS.items():
-        truth = measure(model, batches(2048, 1000), progress=False)
+        truth = measure(model, batches(others), progress=False)
         for size in options.sizes:
-            found = [measure(model, batches(size, seed), progress=False) for seed in range(1, options.draws + 1)]
+            drawn = [sample_examples(rest, size, seed) for seed in range(1, options.draws + 1)]
+            found = [measure(model, batches(examples), progress=False) for examples in drawn]
             rows.append(
                 {
                     "task": task,
                     "scorer": name,
                     "examples": size,
+                    "others": len(others),
                     "with_other": [rank_agreement(scores.heads, truth.heads) for scores in found],
                     "halves": [scores.agreement for scores in found if scores.agreement is not None],
                 }
@@ -185,15 +190,17 @@ def table(content: dict[str, Any]) -> str:
         "",
         "Rank correlation of heads, within blocks: mean (lowest - highest) over the draws.",
         "",
-        "| task | scorer | examples | with 2,048 other examples | of two halves |",
-        "| --- | --- | --- | --- | --- |",
+        "| task | scorer | examples | others | with those | of two halves |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in content["needs"]:
-        told = [
-            f"{statistics.mean(row[k]):.2f} ({min(row[k]):.2f} - {max(row[k]):.2f})" if row[k] else ""
-            for k in ("with_other", "halves")
-        ]
-        lines.append(f"| {row['task']} | {row['scorer']} | {row['examples']} | {' | '.join(told)} |")
+        with_other, halves = (
+            f"{statistics.mean(found):.2f} ({min(found):.2f} - {max(found):.2f})" if found else ""
+            for found in (row["with_other"], row["halves"])
+        )
+        lines.append(
+            f"| {row['task']} | {row['scorer']} | {row['examples']} | {row['others']:,} | {with_other} | {halves} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -1,11 +1,12 @@
 """What every result file begins with: the command that made it, the machine, the versions."""
 
 import argparse
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pruning_adapter.environment import name_places, tell_machine
 
 __all__ = ["command_of", "heading", "model_name"]
 
@@ -26,24 +27,19 @@ def command_of(options: argparse.Namespace) -> str:
     }
     # That only tells again what was measured by the rest.
     words = [word for word in sys.argv[1:] if word != "--only-report"]
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
-    for place, name in places.items():
-        command = command.replace(place, name) if place else command
-    return command
+    return name_places(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words], places)
 
 
 def heading(
     title: str, commands: str | Sequence[str], machine: Mapping[str, Any], versions: Mapping[str, str], more: str = ""
 ) -> list[str]:
     """The lines above a table."""
-    count = machine.get("threads")
-    threads = "" if "gpu" in machine or count is None else f", {count} thread{'' if count == 1 else 's'}"
     used = ", ".join(f"{name} {version}" for name, version in versions.items())
     return [
         f"# {title}",
         "",
         *(f"    {command}" for command in ([commands] if isinstance(commands, str) else commands)),
         "",
-        f"On {machine.get('gpu', machine['processor'])}{threads}; {used}.{f' {more}' if more else ''}",
+        f"On {tell_machine(machine)}; {used}.{f' {more}' if more else ''}",
         "",
     ]

@@ -21,7 +21,7 @@ from pruning_adapter.evaluation.result import Quality
 from pruning_adapter.importance import LengthSortedBatches
 from pruning_adapter.processes import process_count, process_number
 from pruning_adapter.settings import Settings
-from pruning_adapter.training.base_model import BaseModel, load_base, load_tokenizer
+from pruning_adapter.training.base_model import BaseModel, give_padding_, load_base, load_tokenizer
 from pruning_adapter.training.distill import with_teacher
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
@@ -151,18 +151,34 @@ class Inputs:
         """What the teacher says about the training examples, `(examples, classes)`."""
         if self.settings.teacher is None:
             return None
-        teacher = load_pruned(self.settings.teacher).to(device())
+        teacher, tokenizer = self._load_teacher(self.settings.teacher)
+        teacher.to(device())
+        longest = min(self.recipe.max_length, tokenizer.model_max_length)
+        features = tokenize(self.data.train, tokenizer, max_length=longest, label_names=self.data.label_names)
+        return predict(teacher, features, make_collator(tokenizer))
+
+    def check_teacher(self) -> None:
+        """Load the teacher once, if there is one.
+
+        Raises:
+            CheckpointError, DataError: it is missing, or knows other classes.
+        """
+        if self.settings.teacher is not None:
+            self._load_teacher(self.settings.teacher)
+
+    def _load_teacher(self, name: str) -> tuple[Any, Any]:
+        """The teacher and its tokenizer."""
+        teacher = load_pruned(name)
         names = [str(name) for _, name in sorted(teacher.config.id2label.items())]
         wanted = list(self.data.label_names)
         if teacher.config.num_labels != max(len(wanted), 1) or (wanted and names != wanted):
             raise DataError(
-                f"The teacher {self.settings.teacher} tells {', '.join(names)} apart; the task's classes are "
+                f"The teacher {name} tells {', '.join(names)} apart; the task's classes are "
                 f"{', '.join(wanted) or 'a number'}. Name a model that was trained on this task."
             )
-        tokenizer = load_tokenizer(self.settings.teacher)
-        longest = min(self.recipe.max_length, tokenizer.model_max_length)
-        features = tokenize(self.data.train, tokenizer, max_length=longest, label_names=self.data.label_names)
-        return predict(teacher, features, make_collator(tokenizer))
+        tokenizer = load_tokenizer(name)
+        give_padding_(teacher, tokenizer)
+        return teacher, tokenizer
 
     def _scored_batches(self) -> LengthSortedBatches:
         sample = sample_examples(self.data.train, self.settings.examples, self.settings.seed)
@@ -174,10 +190,10 @@ class Inputs:
         return batches.dealt(process_number(), process_count())
 
     def typical_length(self) -> int:
-        """Median length of the training examples in tokens, rounded up to a multiple of 8."""
+        """Median length of the training examples in tokens, rounded up to a multiple of 8 as far as is read."""
         sample = sample_examples(self.data.train, 512, self.settings.seed)
         median = statistics.median(len(feature["input_ids"]) for feature in self.features(sample))
-        return -(-int(median) // 8) * 8
+        return min(-(-int(median) // 8) * 8, self.max_length)
 
     def load_base(self) -> BaseModel:
         """A fresh dense base with a task head that starts the same way every time, on the device to train on."""
@@ -187,6 +203,7 @@ class Inputs:
         )
         # What the files of a run call it; PEFT goes by the model's own attribute, which stays the path.
         cast(Any, base.model).config.name_or_path = settings.model_id
+        give_padding_(base.model, self.tokenizer)
         if settings.padding_free:
             check_padding_free(base.model)
         base.model.to(device())

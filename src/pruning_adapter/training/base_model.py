@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from pruning_adapter.checkpoint.rebuild import stand_ins_in_place
 from pruning_adapter.checkpoint.shards import read_index
 from pruning_adapter.errors import CheckpointError
 
-__all__ = ["BaseModel", "load_base", "load_tokenizer"]
+__all__ = ["BaseModel", "give_padding_", "load_base", "load_tokenizer"]
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,10 @@ def load_base(
 def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
     """The tokenizer of `name`, at a revision if that is a hub id.
 
+    Where it has no token for padding, as those of many decoders, that which ends a text becomes it.
+
     Raises:
-        CheckpointError: not found here nor on the Hub.
+        CheckpointError: not found here nor on the Hub, or with no token to pad with.
     """
     from transformers import AutoTokenizer
 
@@ -109,7 +111,21 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> Any:
     # Where the files are missing, Transformers makes up a tokenizer that knows no words.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise CheckpointError(f"{name} holds no tokenizer; save it there too: tokenizer.save_pretrained(folder).")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise CheckpointError(
+                f"The tokenizer of {name} has neither a token for padding nor one that ends a text. Give it one and "
+                "save it there: tokenizer.pad_token = ...; tokenizer.save_pretrained(folder)."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def give_padding_(model: nn.Module, tokenizer: Any) -> None:
+    """Tell a model that does not know it which token pads: decoders classify by the last one that does not."""
+    config = cast(Any, model).config
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
 
 
 def _check_safetensors(name: str) -> None:

@@ -145,6 +145,15 @@ def test_widths_are_rounded_to_multiples(multiple: int) -> None:
     assert all(len(units) % multiple == 0 for units in plan.kept_neurons)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.95])
+def test_a_share_of_widths_in_multiples_is_the_nearest_that_can_be(share: float) -> None:
+    """Multiples of 10 of 24 neurons end in one of 4, and whichever go first, there is a plan."""
+    scores = pa.random_importance(make_model("bert"), seed=1, units=("heads", "neurons"))
+    plan = plan_pruning(scores, keep_ratio=share, multiple_of=10)
+    assert all(len(units) in (10, 20, 24) for units in plan.kept_neurons)
+    assert abs(plan.neurons_kept - share * 72) <= 10
+
+
 def test_groups_are_never_split_unless_evenly() -> None:
     scores = scores_of("llama")
     whole = plan_pruning(scores, keep_params=0.7, grouping="whole", allow_empty_blocks=True)

@@ -182,13 +182,13 @@ def _by_number(
             count = _nearest(count, of_kind, allow_empty)
         else:
             count, said = int(number), f"{rule} is"
-        counts = _take_number(of_kind, count, said, allow_empty)
+        counts = _take_number(of_kind, count, said, allow_empty, exactly=rule != "keep_ratio")
         for index, items in zip(chosen, counts, strict=True):
             taken[index] = items
     return taken
 
 
-def _take_number(sites: Sequence[SiteItems], count: int, said: str, allow_empty: bool) -> list[int]:
+def _take_number(sites: Sequence[SiteItems], count: int, said: str, allow_empty: bool, *, exactly: bool) -> list[int]:
     kind = sites[0].kind
     there_are = sum(site.units[-1] for site in sites)
     if count > there_are:
@@ -205,7 +205,7 @@ def _take_number(sites: Sequence[SiteItems], count: int, said: str, allow_empty:
     budget = Budget(limit=count, fixed=0, cost=lambda site: np.array(site.units, dtype=np.float64), unit=kind, say=str)
     taken = _fill(sites, budget, allow_empty)
     got = sum(site.units[items] for site, items in zip(sites, taken, strict=True))
-    if got != count:
+    if got != count and exactly:
         sizes = sorted({len(item) for site in sites for item in site.items})
         raise PlanError(
             f"{said} {count} {kind}, but they go in groups of {', '.join(map(str, sizes))} here. Keep {got} or "

@@ -187,6 +187,16 @@ def _find_losses(model: nn.Module, plan: PruningPlan) -> list[_Loss]:
     return losses
 
 
+def check_can_be_corrected(model: nn.Module, plan: PruningPlan) -> None:
+    """Make sure that what the plan prunes can be corrected as it says.
+
+    Raises:
+        PlanError: the plan does not fit, or asks for "bias" where a projection has none.
+    """
+    if plan.reconstruct == "bias":
+        _check_biases(_find_losses(model, plan))
+
+
 def _check_biases(losses: Sequence[_Loss]) -> None:
     without = [loss.site.name for loss in losses if _bias(loss.site) is None]
     if without:

@@ -75,6 +75,12 @@ def test_every_rule_that_keeps_a_share_is_loosened(
     assert {name: getattr(first, name) for name in RULES if getattr(first, name) is not None} == pytest.approx(expected)
 
 
+def test_a_number_of_heads_says_nothing_of_neurons(settings: Settings) -> None:
+    rounds = split(replace(settings, keep_macs=None, keep_heads=6, units="both", rounds=3))
+    assert [each.kinds for each in rounds] == [("heads",), ("heads",), ("heads", "neurons")]
+    assert [each.keep_ratio for each in rounds[:-1]] == [pytest.approx(1 - gone / 2) for gone in (19 / 27, 26 / 27)]
+
+
 def test_bytes_are_loosened_in_bytes(settings: Settings) -> None:
     whole = 4 * dense_parameters(load_dense(settings))
     first, _ = split(replace(settings, keep_macs=None, keep_bytes=str(whole // 2)))
@@ -228,8 +234,9 @@ def test_rounds_that_cannot_be_are_refused(
 def test_rounds_between_which_nothing_trains_are_refused(settings: Settings, tmp_path: Path) -> None:
     """Six steps, of which 70 % are four: five rounds would go after the steps 1, 2, 3, 3 and 4."""
     run = Run(replace(settings, rounds=5), tmp_path / "run")
-    with pytest.raises(TrainingError, match=r"5 rounds after the steps 1, 2, 3, 3, 4, but .* Take fewer --rounds"):
-        run.train()
+    for refused in (run.check_rule, run.train):
+        with pytest.raises(TrainingError, match=r"5 rounds after the steps 1, 2, 3, 3, 4, but .* Take fewer --rounds"):
+            refused()
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,21 @@ def test_a_new_rule_takes_the_old_ones_table_away() -> None:
     before = GOOD.changed({"keep_latency": 0.5, "latency_table": "table.json"})
     assert before.with_rule({"keep_params": 0.5}) == GOOD.changed({"keep_params": 0.5})
     assert before.with_rule({"multiple_of": 8}) == before.changed({"multiple_of": 8})
+
+
+def test_another_source_of_data_replaces_the_one_before() -> None:
+    files = Settings(model="made/up", **FILES)
+    assert GOOD.with_rule(FILES) == files
+    assert files.with_rule({"task": "rte"}) == GOOD
+    assert files.with_rule({"demo": True}) == Settings(model="made/up", demo=True)
+    assert files.with_rule({"train_file": "b.csv"}) == replace(files, train_file="b.csv")
+
+
+def test_a_preset_takes_away_what_it_decides() -> None:
+    before = GOOD.changed({"keep_ratio": 0.5, "target": "all-linear", "high_rank": 6})
+    assert before.with_rule({"preset": "paper"}) == GOOD.changed({"preset": "paper"})
+    with pytest.raises(PlanError, match="The preset 'paper' decides target"):
+        before.with_rule({"preset": "paper", "target": "all-linear"}).check()
 
 
 def test_what_is_not_given_stays_and_a_new_rule_replaces_an_old_one() -> None:

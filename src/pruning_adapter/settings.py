@@ -29,7 +29,12 @@ _CHOSEN_AFTER_START = (
     *("length", "dtype", "latency_table", "multiple_of", "grouping", "allow_empty_blocks", "reconstruct"),
     *("top_blocks", "block_importance", "model_name", "report_to"),
 )
+_OF_TRAINING = (
+    *("task", "text_columns", "label_column", "train_rows", "recipe", "epochs", "learning_rate", "seed", "prune_after"),
+    *("target", "accumulate", "padding_free", "bf16"),
+)
 _ONE_ROUND = ("preset", "threshold")
+"""Rules that speak of scores, not of a share that stays."""
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
@@ -311,6 +316,12 @@ class Settings:
         """Those settings that decide what the dense model learns before units go: all but what is chosen after it."""
         return {name: value for name, value in asdict(self).items() if name not in _CHOSEN_AFTER_START}
 
+    def of_training(self) -> dict[str, Any]:
+        """For JSON: what decides how the dense model trains until units go, wherever model and data lie."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in _OF_TRAINING}
+        teacher = None if self.teacher is None else public_name(self.teacher)
+        return found | {"text_columns": list(self.text_columns), "teacher": teacher}
+
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """What is scored and may go."""
@@ -359,12 +370,21 @@ class Settings:
         return replace(base, **{name: value for name, value in given.items() if value is not None})
 
     def with_rule(self, given: Mapping[str, Any]) -> "Settings":
-        """As `changed`; a pruning rule in `given` replaces another that was set earlier."""
-        base = self
+        """As `changed`; a rule or a source of data in `given` replaces another that was set earlier.
+
+        What goes with the other goes too: a rule's table, a file's columns, and what a preset decides itself.
+        """
+        unset, gone = Settings(), set[str]()
         if any(given.get(name) is not None for name in RULES):
             # The table belongs to a rule, too.
-            base = replace(self, **dict.fromkeys((*RULES, "latency_table")))
-        return base.changed(given)
+            gone |= {*RULES, "latency_table"}
+        if given.get("preset") is not None:
+            gone |= set(DECIDED_BY_PRESET)
+        of_files = ("train_file", "validation_file", "text_columns", "label_column")
+        sources: Mapping[str, tuple[str, ...]] = {"demo": ("demo",), "task": ("task",), "train_file": of_files}
+        if any(given.get(source) for source in sources):
+            gone |= {name for source, names in sources.items() if not given.get(source) for name in names}
+        return replace(self, **{name: getattr(unset, name) for name in gone}).changed(given)
 
     def check_same(self, other: "Settings", path: Path, *, otherwise: str = "begin anew with --overwrite") -> None:
         """Refuse to go on with other settings than a run began with.

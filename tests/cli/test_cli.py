@@ -62,7 +62,7 @@ SCORE = "--scorer --units --order --reduction --examples --stop-when-stable"
 VERBS = {
     "run": f"{DATA} {SCORE} {PLAN} --method --recipe --prune-after --rounds {TRAIN} --output-dir --overwrite --resume "
     "--threads --verbose",
-    "importance": f"{DATA} {SCORE} --recipe --prune-after {TRAIN} --output-dir --figure --overwrite --threads "
+    "importance": f"{DATA} {SCORE} --recipe --prune-after --target {TRAIN} --output-dir --figure --overwrite --threads "
     "--verbose",
     "plan": f"--units {PLAN} --output-dir --sweep --by --figure --dry-run --overwrite --threads --verbose",
     "train": f"{DATA} --method --recipe {TRAIN} --output-dir --overwrite --threads --verbose",
@@ -502,14 +502,20 @@ def test_each_rule_makes_its_plan(call: Call, scored: Path, arguments: tuple[obj
     assert snapshot(scored) == before
 
 
-def test_widths_come_out_as_multiples_and_lora_where_it_is_told(call: Call, scored: Path) -> None:
-    arguments = ("--keep-params", 0.7, "--multiple-of", 8, "--target", "all-linear", "--reconstruct", "bias")
+def test_widths_come_out_as_multiples(call: Call, scored: Path) -> None:
+    arguments = ("--keep-params", 0.7, "--multiple-of", 8, "--reconstruct", "bias")
     assert call("plan", *arguments, "--output-dir", scored).status == 0
     plan, ranks = PruningPlan.load(scored / "plan.json"), RankPlan.load(scored / "ranks.json")
     assert {len(kept) % 8 for kept in plan.kept_neurons} == {0}
     assert plan.parameters <= 0.7 * plan.dense_parameters
     assert plan.reconstruct == "bias"
-    assert all(ranks.feed_forward_ranks)
+    assert not any(ranks.feed_forward_ranks)
+
+
+def test_lora_trains_where_the_start_trained(call: Call, scored: Path) -> None:
+    outcome = call("plan", "--keep-params", 0.7, "--target", "all-linear", "--output-dir", scored)
+    assert_refused(outcome, r"start was trained with target='attention', now target='all-linear' was given")
+    assert not (scored / "plan.json").exists()
 
 
 def test_a_latency_table_that_is_named_is_read(call: Call, scored: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_calls_of_the_library_print_nothing(tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
     folder = tmp_path_factory.mktemp("quiet")
     save_tiny_encoder(folder / "model")
-    for name, count in (("train.csv", 32), ("dev.csv", 16)):
+    for name, count in (("train.csv", 64), ("dev.csv", 16)):
         rows = (f"{text},{('no', 'yes')[place]}" for text, place in make_texts(name, count, 2))
         (folder / name).write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
     words = ["--model", folder / "model", "--text-columns", "text", "--label-column", "label", "--epochs", 1]

@@ -33,6 +33,7 @@ def importance(
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
     prune_after: o.PruneAfter = None,
+    target: o.Target = None,
     teacher: o.Teacher = None,
     report_to: o.ReportTo = None,
     accumulate: o.Accumulate = None,

@@ -165,7 +165,11 @@ Normalization = Annotated[
 ]
 AllowEmptyBlocks = Annotated[
     bool | None,
-    typer.Option("--allow-empty-blocks", help="A block may lose all its heads or neurons.", rich_help_panel=_PLAN),
+    typer.Option(
+        "--allow-empty-blocks/--no-allow-empty-blocks",
+        help="A block may lose all its heads or neurons.",
+        rich_help_panel=_PLAN,
+    ),
 ]
 Reconstruct = Annotated[
     str | None,
@@ -213,10 +217,14 @@ Accumulate = Annotated[
 
 PaddingFree = Annotated[
     bool | None,
-    typer.Option("--padding-free", help="Compute nothing for padding (BERT-like encoders).", rich_help_panel=_TRAIN),
+    typer.Option(
+        "--padding-free/--no-padding-free",
+        help="Compute nothing for padding (BERT-like encoders).",
+        rich_help_panel=_TRAIN,
+    ),
 ]
 Bf16 = Annotated[
-    bool | None, typer.Option("--bf16", help="Train with bfloat16 matrix products.", rich_help_panel=_TRAIN)
+    bool | None, typer.Option("--bf16/--no-bf16", help="Train with bfloat16 matrix products.", rich_help_panel=_TRAIN)
 ]
 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [0]")]

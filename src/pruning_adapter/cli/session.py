@@ -131,7 +131,8 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
     work = Run(settings, folder, command=command_line())
     first_does(partial(hold_folder, folder, only_if_there=True))
     check_step(folder, step, method=settings.method, overwrite=overwrite)
-    if step == "train" and not overwrite and (folder / "checkpoints").exists():
+    half = {"importance": "start-checkpoints", "train": "checkpoints"}.get(step)
+    if half is not None and not overwrite and (folder / half).exists():
         # An interrupted training goes on; by other settings it would be neither the one nor the other.
         settings.check_same(before, folder)
     # What a step replaces is taken away only for one that can begin.

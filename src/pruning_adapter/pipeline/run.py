@@ -23,6 +23,7 @@ from transformers import set_seed
 
 from pruning_adapter.adapter.carry import carry_, take_out_
 from pruning_adapter.architectures.identity import PrunedState, dense_parameters, identify, pruned_state
+from pruning_adapter.architectures.limits import limits_of
 from pruning_adapter.checkpoint.adapter import save_adapter
 from pruning_adapter.checkpoint.hub import find_model
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
@@ -31,7 +32,7 @@ from pruning_adapter.checkpoint.terms import read_terms
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.decide import choose_units, plan_from_settings
 from pruning_adapter.environment import machine, versions
-from pruning_adapter.errors import PlanError
+from pruning_adapter.errors import CheckpointError, PlanError
 from pruning_adapter.evaluation.cost import (
     compare_inference,
     compare_training,
@@ -44,7 +45,7 @@ from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores, random_importance
 from pruning_adapter.pipeline.describe import describe_pruning, warn
 from pruning_adapter.pipeline.inputs import device
-from pruning_adapter.pipeline.rounds import check_rounds, split_rounds
+from pruning_adapter.pipeline.rounds import check_stops, split_rounds
 from pruning_adapter.pipeline.start import CHECKPOINT, TRAINING, Start
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
@@ -77,18 +78,12 @@ class Run(Start):
 
     @cached_property
     def earlier(self) -> "Run | None":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The round before this one: a run of its own in rounds/, with a looser budget; None in the first.
-
-        Raises:
-            TrainingError: more rounds than there are steps for.
-        """
+        """The round before this one: a run of its own in rounds/, with a looser budget; None in the first."""
         found: Run | None = None
         if self.settings.rounds_taken > 1:
             dense = self.load_base().model
-            rounds = split_rounds(self.settings, identify(dense), dense_parameters(dense))
-            steps = count_steps(len(self.data.train), self.recipe)
-            check_rounds([last_step(each.chosen("prune_after"), steps) for each in rounds])
-            for number, settings in enumerate(rounds[:-1], 1):
+            before = split_rounds(self.settings, identify(dense), dense_parameters(dense))[:-1]
+            for number, settings in enumerate(before, 1):
                 run = copy.copy(self)
                 run.settings, run.folder, run.earlier = settings, self.folder / ROUNDS / str(number), found
                 found = run
@@ -143,10 +138,13 @@ class Run(Start):
         if step in ("importance", "train"):
             self.load_base()
             self.features(self.data.train[:1])
+            self.check_teacher()
             if step == "train" and self.method == "prune-lora":
+                self._check_started()
                 check_plan_fits(self.load_start().model, self.plan()[0])
         if step == "plan":
             self.check_one_round()
+            self.check_start()
             self.decide()
         if step == "merge":
             self._load_adapted()
@@ -154,13 +152,28 @@ class Run(Start):
             read_json(self.folder / "training.json", kind=TRAINING)
             self.merge()
 
-    def check_rule(self) -> None:
-        """Refuse a rule or a rank budget that no scores of this model can meet, such as more heads than it has.
+    def _check_started(self) -> None:
+        """Refuse to go on from where the scored model was in its training, if it was not in any.
 
         Raises:
-            PlanError: which, and what is possible.
+            CheckpointError: what to do.
+        """
+        if self.prune_after and not any((self.folder / name).exists() for name in ("start", "base")):
+            raise CheckpointError(
+                f"Units are to go after {self.prune_after:.0%} of the training, but {self.folder} holds scores of a "
+                "model that had not begun to train. Score anew with these options (`pruning-adapter importance "
+                "--overwrite`), or train by the recipe that was scored by."
+            )
+
+    def check_rule(self) -> None:
+        """Refuse what no scores of this model can meet, such as more heads than it has, or less training than it takes.
+
+        Raises:
+            PlanError, TrainingError: which, and what is possible.
         """
         if self.method == "prune-lora":
+            self.check_steps()
+            self._check_length()
             made_up = random_importance(self.load_base().model, seed=0, units=self.settings.kinds)
             budget, fixed = self.settings.rank_budget, made_up.model.norm_parameters
             if budget is not None and budget <= fixed:
@@ -169,7 +182,32 @@ class Run(Start):
                     f"{fixed:,}, and LoRA needs some. Raise --rank-budget."
                 )
             # What ranks cost beside them depends on which units stay.
-            plan_from_settings(replace(self.settings, rank_budget=None), made_up, latency=self.latency)
+            plan, _ = plan_from_settings(replace(self.settings, rank_budget=None), made_up, latency=self.latency)
+            from pruning_adapter.surgery.reconstruct import check_can_be_corrected
+
+            check_can_be_corrected(self.load_base().model, plan)
+
+    def check_steps(self) -> None:
+        """Refuse a training whose parts, before units go, between rounds and after, do not all have a step.
+
+        Raises:
+            TrainingError: which steps, and what to do.
+        """
+        if self.prune_after:
+            steps = count_steps(len(self.data.train), self.recipe)
+            times = [run.prune_after for run in self.rounds]
+            check_stops([last_step(share, steps) for share in times], steps)
+
+    def _check_length(self) -> None:
+        settings = self.settings
+        if settings.keep_macs is None and settings.keep_latency is None:
+            return
+        positions = limits_of(self.load_base().model).positions
+        if positions is not None and settings.length > positions:
+            raise PlanError(
+                f"length is {settings.length} tokens, but the model reads {positions}. Say --length {positions}, or "
+                "fewer."
+            )
 
     def check_one_round(self) -> None:
         """Refuse another plan where rounds before the last went by this one.
@@ -186,6 +224,7 @@ class Run(Start):
 
     def decide(self) -> tuple[PruningPlan, RankPlan]:
         """Both plans, from the scores; writes none."""
+        self._check_length()
         return plan_from_settings(self.settings, self.measure(), latency=self.latency)
 
     def sweep(self, by: str) -> Sweep:
@@ -211,6 +250,7 @@ class Run(Start):
         path = self.folder / "importance.json"
         if first_says(path.exists()):
             return ImportanceScores.load(path)
+        self.check_steps()
         scores = score_from_settings(self.settings, self.load_start().model, self._scored_batches)
         scores = replace(scores, task=self.data.name, seed=self.settings.seed)
         first_does(partial(scores.save, path))
@@ -221,6 +261,8 @@ class Run(Start):
         plan_path, ranks_path = self.folder / "plan.json", self.folder / "ranks.json"
         if first_says(plan_path.exists() and ranks_path.exists()):
             return PruningPlan.load(plan_path), RankPlan.load(ranks_path)
+        # What a round starts from is trained by all processes.
+        self.measure()
         decided = first_does(partial(self._write_plan, plan_path, ranks_path))
         return decided or (PruningPlan.load(plan_path), RankPlan.load(ranks_path))
 

@@ -32,7 +32,7 @@ from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.padding_free import leave_out_padding_
 from pruning_adapter.training.precision import halve_frozen_, warn_of_slow_bfloat16
 from pruning_adapter.training.trackers import tracked_in
-from pruning_adapter.training.trainer import MOMENTS, last_complete_checkpoint, train_
+from pruning_adapter.training.trainer import MOMENTS, count_steps, last_complete_checkpoint, last_step, train_
 
 __all__ = ["CHECKPOINT", "TRAINING", "Start"]
 
@@ -119,10 +119,31 @@ class Start(Inputs):
                 f"{path} was trained from another model than {self.model_path}. Score this one anew: "
                 "`pruning-adapter importance --overwrite`."
             )
+        self.check_start()
+
+    def check_start(self) -> None:
+        """Refuse to go on from start/ by other settings than it was trained by.
+
+        Raises:
+            CheckpointError: the first that differs.
+        """
+        path = self.folder / "start"
+        if not (self.prune_after and path.exists()):
+            return
+        known: Any = read_json(path / "training.json", kind=TRAINING).get("settings", {})
+        if not isinstance(known, dict):
+            raise CheckpointError(f"{path / 'training.json'} is damaged: its settings are no object. Score anew.")
+        for name, now in self.settings.of_training().items():
+            if name in known and known[name] != now:
+                raise CheckpointError(
+                    f"{path} was trained with {name}={known[name]!r}, now {name}={now!r} was given. Leave it as it "
+                    "was, or score anew with it: `pruning-adapter importance --overwrite`."
+                )
 
     def _train_start(self, base: BaseModel, path: Path, checkpoints: Path) -> None:
         what = "dense model" if self.earlier is None else "pruned model"
         _LOGGER.info("the %s trains until %.0f %% of the steps, then units go", what, 100 * self.prune_after)
+        first_does(partial(self._undo_half_stop, checkpoints))
         stopped = first_says(last_complete_checkpoint(checkpoints))
         if stopped is None or not (stopped / MOMENTS).exists():
             if self.earlier is not None:
@@ -135,6 +156,16 @@ class Start(Inputs):
             stopped = first_says(cast(Path, last_complete_checkpoint(checkpoints)))
         first_does(partial(self._write_start, base, path, stopped))
 
+    def _undo_half_stop(self, checkpoints: Path) -> None:
+        """Take away a checkpoint at the stop that lacks the optimizer's state by name, for it was killed before.
+
+        Training could only go on from there, past the stop.
+        """
+        stop = last_step(self.prune_after, count_steps(len(self.data.train), self.recipe))
+        found = last_complete_checkpoint(checkpoints)
+        if found is not None and not (found / MOMENTS).exists() and found.name == f"checkpoint-{stop}":
+            shutil.rmtree(found)
+
     def _write_start(self, base: BaseModel, path: Path, stopped: Path) -> None:
         # Merged in full precision, whatever it was trained in.
         merged = merge(self._attach(self._load_under_start(), stopped))
@@ -146,7 +177,8 @@ class Start(Inputs):
             names = (*KEPT_FILES, "adapter_config.json", "adapter_model.safetensors")
             for file in (*(stopped / name for name in names), *stopped.glob(RANDOM)):
                 shutil.copy(file, aside / CHECKPOINT)
-            write_json(aside / "training.json", {"kind": TRAINING, "base": identify(base.model).fingerprint})
+            began = {"base": identify(base.model).fingerprint, "settings": self.settings.of_training()}
+            write_json(aside / "training.json", {"kind": TRAINING, **began})
 
     def _adapt_whole(self, base: BaseModel) -> nn.Module:
         """LoRA on the dense model, of the lowest rank that the plan of ranks will give: ranks only grow."""

@@ -382,6 +382,22 @@ def test_what_a_run_lacks_is_said_before_the_hub_is_asked(run: Path, tmp_path: P
         push_run(run, "somebody/small")
 
 
+@pytest.mark.parametrize(
+    ("adapter", "lacks"),
+    [
+        (False, "merged/model.safetensors"),
+        (True, "adapter/adapter_model.safetensors"),
+        (True, "base/model.safetensors"),
+    ],
+)
+def test_without_its_weights_nothing_is_pushed(run: Path, tmp_path: Path, adapter: bool, lacks: str) -> None:
+    """The Hub's would go, because no file here has their name."""
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    (folder / lacks).unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks {Path(lacks).name}, so nothing is pushed"):
+        push_run(folder, "somebody/small", adapter=adapter)
+
+
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000, '{"a": 1, "a": 2}', "[]"])
 def test_a_damaged_config_is_said_before_the_hub_is_asked(run: Path, tmp_path: Path, content: str) -> None:
     shutil.copytree(run, tmp_path / "run")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pruning_adapter.architectures.shapes import public_name
+from pruning_adapter.checkpoint.shards import read_index
 from pruning_adapter.errors import CheckpointError, OutputError
 from pruning_adapter.evaluation.result import Result
 from pruning_adapter.reading import read_object
@@ -21,7 +22,7 @@ __all__ = ["push_run"]
 
 _LOGGER = logging.getLogger(__name__)
 
-FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.codes")
 """What the library and its tokenizers write. Anything else in the folder stays here."""
 WEIGHTS = re.compile(r"(?:base/)?(?:adapter_)?model(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
 NAMES = ("base_model_name_or_path", "name_or_path", "_name_or_path")
@@ -70,13 +71,32 @@ def push_run(
     base = folder / "base" if adapter and (folder / "base").is_dir() else None
     with tempfile.TemporaryDirectory() as made:
         files = _collect(source, Path(made), folder)
+        _check_whole(files, kind, source)
         if base is not None:
             files |= {f"base/{name}": file for name, file in _collect(base, Path(made) / "base", folder).items()}
+            _check_whole({file.name: file for file in base.iterdir()}, "merged", base)
         if adapter:
             _say_base(files["adapter_config.json"], result)
         files |= _make_card(result, Path(made), kind, repo_id, base=base, license_id=license_id, card=card)
         said = message or f"{'Adapter' if adapter else 'Merged model'} of a pruning-adapter run"
         return _push(repo_id, files, kind, private=private, revision=revision, message=said)
+
+
+def _check_whole(files: Mapping[str, Path], kind: Kind, source: Path) -> None:
+    """What lacks its weights would take them away from the Hub.
+
+    Raises:
+        CheckpointError: a file that is missing.
+    """
+    needed = {"config.json"} if kind == "merged" else {"adapter_config.json", "adapter_model.safetensors"}
+    if kind == "merged":
+        shards = {file.name for file in read_index(source).values()}
+        needed |= shards or {"model.safetensors"}
+    missing = sorted(needed - set(files))
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {missing[0]}, so nothing is pushed. Make it anew: `pruning-adapter merge`."
+        )
 
 
 def _way_to(kind: Kind, method: str) -> str:

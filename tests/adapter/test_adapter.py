@@ -1,16 +1,18 @@
 """The adapter as a PEFT method: what PEFT's own roads do with it, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForSequenceClassification, EvaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 import pruning_adapter as pa
 from conformance import logits, make_plan
+from pruning_adapter.architectures.identity import pruned_state
 from pruning_adapter.architectures.sites import find_sites
 from pruning_adapter.errors import AdapterError, CheckpointError, PlanError
 from tiny import make_batch, make_model, randomize_
@@ -241,3 +243,54 @@ def test_rank_stabilised_scaling_is_the_same_at_every_rank(base_folder: Path) ->
     model = get_peft_model(base, config)
     scalings = [site.block.get_submodule("attention.self.query").scaling["default"] for site in find_sites(model)]
     assert scalings == pytest.approx([4.0] * 3)
+
+
+def test_an_adapter_keeps_to_the_very_weights_that_it_was_trained_on(base_folder: Path, tmp_path: Path) -> None:
+    """One plan leaves the same units of three bases: cut here, cut before, and cut and corrected."""
+    plan = make_plan(load(base_folder), PRUNED)
+    pa.save_pruned(pa.prune_(load(base_folder), plan), tmp_path / "cut")
+    corrected = pa.reconstruct_(load(base_folder), replace(plan, reconstruct="lstsq"), [make_batch()])
+    pa.save_pruned(corrected, tmp_path / "corrected")
+    roads: dict[str, Any] = {
+        "dense": lambda: load(base_folder),
+        "cut": lambda: pa.load_pruned(tmp_path / "cut"),
+        "corrected": lambda: pa.load_pruned(tmp_path / "corrected"),
+    }
+    for name, road in roads.items():
+        adapted: Any = get_peft_model(road(), pa.PruneLoraConfig(pruning=plan, task_type="SEQ_CLS")).eval()
+        randomize_(adapted, only_trainable=True)
+        adapted.save_pretrained(tmp_path / "adapters" / name)
+        for other, to_other in roads.items():
+            base = to_other()
+            if (name == "corrected") == (other == "corrected"):
+                again = PeftModel.from_pretrained(base, tmp_path / "adapters" / name).eval()
+                torch.testing.assert_close(logits(again, make_batch()), logits(adapted, make_batch()))
+                continue
+            before = {key: value.clone() for key, value in base.state_dict().items()}
+            with pytest.raises(AdapterError, match="belongs to other weights, which were pruned from"):
+                PeftModel.from_pretrained(base, tmp_path / "adapters" / name)
+            assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
+
+
+def test_what_was_corrected_once_stays_so(base_folder: Path) -> None:
+    plan = make_plan(load(base_folder), PRUNED)
+    model = pa.reconstruct_(load(base_folder), replace(plan, reconstruct="lstsq"), [make_batch()])
+    pa.prune_(model, make_plan(load(base_folder), {**PRUNED, 1: [2]}))
+    assert pruned_state(model).reconstructed == "lstsq"
+
+
+def test_a_config_can_be_used_for_several_models(base_folder: Path) -> None:
+    """What is filled in is of one base, such as the names of its labels."""
+    config = make_config(load(base_folder))
+    for names in ({0: "a", 1: "b", 2: "c"}, {0: "d", 1: "e", 2: "f"}):
+        base = load(base_folder)
+        base.config.id2label = names
+        adapted: Any = get_peft_model(base, config)
+        assert adapted.peft_config["default"].label_names == list(names.values())
+    assert config.label_names is None
+
+
+def test_ranks_that_peft_would_choose_are_refused(base_folder: Path) -> None:
+    base = load(base_folder)
+    with pytest.raises(AdapterError, match='init_lora_weights is "eva", which gives ranks of its own'):
+        get_peft_model(base, make_config(base, init_lora_weights="eva", eva_config=EvaConfig()))

@@ -119,7 +119,13 @@ def test_lora_beside_the_weights_gives_to_the_bit_what_the_adapter_gives(family:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("options", [{"bias": "all"}, {"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"bias": "all"}, {"use_dora": True}, {"use_rslora": True}, {"lora_bias": True}),
+        *({"bias": "all", "lora_bias": True}, {"bias": "lora_only", "lora_bias": True}),
+    ],
+)
 def test_kinds_of_lora_are_as_alone_and_the_base_stays(
     options: dict[str, Any], dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -529,3 +535,20 @@ def test_long_texts_are_cut_off_where_the_models_positions_end(tmp_path: Path, o
     np.testing.assert_allclose(tasks.predict("task", [cut], max_length=18).logits[0], found[1], rtol=1e-5)
     with pytest.raises(DataError, match="max_length 19 is more than the 18 tokens this model reads"):
         tasks.predict("task", [long], max_length=19)
+
+
+def test_a_decoder_without_a_token_for_padding_predicts(encoder: Path, tmp_path: Path) -> None:
+    def make() -> Any:
+        auto = AutoModelForSequenceClassification
+        return make_model("gpt2", dtype=torch.float32, auto=auto, pad_token_id=None, num_labels=3)
+
+    model = make()
+    tokenizer: Any = AutoTokenizer.from_pretrained(encoder)
+    tokenizer.pad_token = None
+    pack = save_pack(tmp_path / "pack", model, make_plan(model, {0: [1]}), task_type="SEQ_CLS")
+    tasks = pa.PrunedTasks(make(), {"any": pack}, tokenizer=tokenizer)
+    with pytest.raises(DataError, match=r"has no token for padding. Give it one: tokenizer\.pad_token"):
+        tasks.predict("any", TEXTS)
+    tokenizer.pad_token = "[SEP]"
+    together, apart = tasks.predict("any", TEXTS), [tasks.predict("any", [text]).logits[0] for text in TEXTS]
+    np.testing.assert_allclose(together.logits, np.stack(apart), atol=1e-5)

@@ -31,7 +31,8 @@ class PruneLoraConfig(LoraConfig):
         pruning: which heads and neurons stay; a `PruningPlan` or its JSON object.
         ranks: LoRA rank per block; a `RankPlan` or its JSON object. None: rank `r` on query, key, value and output of
             every block that has heads.
-        base_fingerprint: of the base, where its weights were corrected for what is gone; filled in at injection.
+        base_fingerprint: of the base where that was pruned before; "cut" where the plan prunes the dense one. Filled in
+            at injection.
         train_norms: whether the normalisation layers train, as in the paper.
         quick_linear: compute LoRA linears in fewer products, to the same result, where nothing stands against it (LoRA
             dropout, several active adapters, variants such as DoRA). Files do not depend on it.

@@ -19,6 +19,12 @@ def check_fields(config: Any) -> None:
         # Older releases of PEFT lack some.
         if hasattr(config, name) and not fits(getattr(config, name)):
             raise AdapterError(f"{name} is {getattr(config, name)!r}; {wanted}.")
+    if getattr(config, "init_lora_weights", None) == "eva":
+        # PEFT notes the ranks that it chose in `rank_pattern`, which is the plan's.
+        raise AdapterError(
+            'init_lora_weights is "eva", which gives ranks of its own in place of the plan\'s, so that the adapter '
+            'could not be loaded again. Use another start, such as true or "pissa".'
+        )
     if getattr(config, "megatron_config", None) is not None:
         raise AdapterError(
             "megatron_config is set, by which PEFT imports Megatron; its layers are not pruned here. Leave it out."

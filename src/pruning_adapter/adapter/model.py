@@ -1,5 +1,6 @@
 """`PruneLoraModel`: the tuner behind `PruneLoraConfig`. It prunes, then lets PEFT's LoRA do what it does."""
 
+import copy
 import re
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -23,10 +24,12 @@ from pruning_adapter.errors import AdapterError, PruningAdapterError
 from pruning_adapter.planning.pruning_plan import PruningPlan
 from pruning_adapter.planning.rank_plan import ROLES
 from pruning_adapter.processes import is_spread
-from pruning_adapter.surgery.prune import check_plan_fits, prune_
+from pruning_adapter.surgery.prune import check_plan_fits, fingerprint_of_cut, prune_
 
-__all__ = ["PruneLoraModel", "already_fits", "full_match", "rank_patterns", "target_pattern"]
+__all__ = ["CUT", "PruneLoraModel", "already_fits", "full_match", "rank_patterns", "target_pattern"]
 
+CUT = "cut"
+"""In place of a fingerprint: of a base that is the dense one itself, cut by the plan."""
 _FITS: ContextVar[nn.Module | None] = ContextVar("_FITS", default=None)
 
 
@@ -58,6 +61,8 @@ class PruneLoraModel(LoraModel):
         """
         config = cast(PruneLoraConfig, self.peft_config[adapter_name])
         base = cast(nn.Module, self.model)
+        # What is filled in below is of this base, and the caller may use the config for another.
+        config = self.peft_config[adapter_name] = copy.copy(config)
         try:
             if _FITS.get() is not base:
                 _ensure_pruned_(base, config)
@@ -138,6 +143,8 @@ def _ensure_pruned_(model: nn.Module, config: PruneLoraConfig) -> None:
     check_plan_fits(model, plan, allow_other_weights=config.allow_other_weights)
     if plan.reconstruct != "none":
         _check_reconstructed(config, state)
+    elif not config.allow_other_weights:
+        _check_base(config, model, state)
     base = identify(model)
     if state is None or state.kept != plan.kept:
         prune_(model, plan, allow_other_weights=config.allow_other_weights)
@@ -160,6 +167,26 @@ def _check_reconstructed(config: PruneLoraConfig, state: PrunedState | None) -> 
         raise AdapterError(
             "This model was corrected on other calibration examples than the base that the adapter was trained on. "
             "Load that base, which save_pruned saved."
+        )
+
+
+def _check_base(config: PruneLoraConfig, model: nn.Module, state: PrunedState | None) -> None:
+    """Two models may have been pruned alike from one, and one of them corrected, or its adapter taken out of it."""
+    wanted = config.base_fingerprint
+    if state is None and wanted in (None, CUT):
+        config.base_fingerprint = CUT
+        return
+    if state is not None and wanted == CUT:
+        fits = state.reconstructed == "none"
+    elif state is not None and state.kept == config.pruning_plan.kept:
+        config.base_fingerprint = there = wanted or state.fingerprint
+        fits = there == state.fingerprint
+    else:
+        fits = wanted is None or wanted == fingerprint_of_cut(model, config.pruning_plan)
+    if not fits:
+        raise AdapterError(
+            "The adapter belongs to other weights, which were pruned from this model's base too: a run's base/, or one "
+            "that was corrected. Attach it to what it was trained on, as load_pruned loads it."
         )
 
 

@@ -34,6 +34,7 @@ register(
             ),
         ),
         norms=("LayerNorm",),
+        heads=("pooler",),
         examples=("microsoft/deberta-v3-base", "microsoft/deberta-v2-xlarge"),
     )
 )

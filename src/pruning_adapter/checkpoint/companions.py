@@ -11,7 +11,7 @@ from pruning_adapter.storage import stays_in
 __all__ = ["copy_companions"]
 
 _LOGGER = logging.getLogger(__name__)
-SUFFIXES = (".json", ".txt", ".model", ".jinja")
+SUFFIXES = (".json", ".txt", ".model", ".jinja", ".codes")
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ from pruning_adapter.errors import OutputError
 
 __all__ = [
     "LogitsOnly",
+    "answer_of",
     "dynamic_dimensions",
     "example_inputs",
     "first_line",
@@ -77,6 +78,20 @@ def dynamic_dimensions(name: str) -> dict[int, str]:
     return {0: "batch"} if name == "pixel_values" else {0: "batch", 1: "length"}
 
 
+def answer_of(outputs: Any) -> Tensor:
+    """What a model says: its logits, those of an answer's start and end, or its last hidden state.
+
+    Raises:
+        OutputError: none of them.
+    """
+    for names in (("logits",), ("start_logits", "end_logits"), ("last_hidden_state",)):
+        found = [getattr(outputs, name, None) for name in names]
+        tensors = [value for value in found if isinstance(value, Tensor)]
+        if len(tensors) == len(names):
+            return tensors[0] if len(names) == 1 else torch.stack(tensors, -1)
+    raise OutputError("The model gives neither logits nor hidden states, so what is written could not be checked.")
+
+
 def largest_difference(model: Any, run: Callable[[Mapping[str, Tensor]], Tensor]) -> float:
     """Between a model's logits and those of `run`, over several shapes; padding on the right where there is a mask.
 
@@ -89,7 +104,7 @@ def largest_difference(model: Any, run: Callable[[Mapping[str, Tensor]], Tensor]
         if "attention_mask" in inputs:
             inputs["attention_mask"][-1, length // 2 + 1 :] = 0
         with torch.no_grad():
-            expected = model(**inputs).logits
+            expected = answer_of(model(**inputs))
         # ModernBERT's eager attention in float64 gives none where a window holds padding only.
         counted = expected.isfinite().all(-1)
         if expected.dim() == 3 and "attention_mask" in inputs and "decoder_input_ids" not in inputs:

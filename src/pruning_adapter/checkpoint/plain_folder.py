@@ -4,14 +4,14 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from pruning_adapter.architectures.identity import CONFIG_FIELD
 from pruning_adapter.checkpoint.companions import copy_companions
-from pruning_adapter.checkpoint.logits_only import first_line, largest_difference
+from pruning_adapter.checkpoint.logits_only import answer_of, first_line, largest_difference
 from pruning_adapter.checkpoint.merged import check_plain, merge
 from pruning_adapter.checkpoint.older_names import older_names
 from pruning_adapter.checkpoint.replaceable import check_replaceable
@@ -99,11 +99,14 @@ def check_against(model: Any, folder: Path) -> float:
     def run(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         nonlocal largest
         with torch.no_grad():
-            logits = cast(torch.Tensor, loaded(**inputs).logits)
+            logits = answer_of(loaded(**inputs))
         largest = max(largest, float(logits.abs().max()))
         return logits
 
-    difference = largest_difference(wide, run)
+    try:
+        difference = largest_difference(wide, run)
+    except ValueError as error:  # such as a decoder that classifies and does not know which token pads
+        raise OutputError(f"What was exported cannot be checked ({first_line(error)}); not written.") from error
     if not difference <= TOLERANCE * largest:
         raise OutputError(f"The logits of the exported model differ by {difference:.2g} from the model's; not written.")
     return difference

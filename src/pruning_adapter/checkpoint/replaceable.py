@@ -8,7 +8,7 @@ from pruning_adapter.errors import OutputError
 __all__ = ["check_adapter_replaceable", "check_replaceable"]
 
 # Tokenizers and processors are kept beside both.
-COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "README.md", "pruning.png")
+COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.codes", "README.md", "pruning.png")
 MODEL = (*COMPANIONS, "*.safetensors")
 ADAPTER = (*COMPANIONS, "adapter_model.safetensors", "adapter_model.bin")
 

@@ -10,8 +10,8 @@ import torch
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from pruning_adapter.adapter.model import already_fits
-from pruning_adapter.architectures.identity import CONFIG_FIELD
+from pruning_adapter.adapter.model import CUT, already_fits
+from pruning_adapter.architectures.identity import CONFIG_FIELD, fingerprint_weights
 from pruning_adapter.architectures.shapes import ModelIdentity
 from pruning_adapter.architectures.sites import find_all_sites
 from pruning_adapter.errors import AdapterError, CheckpointError, PruningAdapterError
@@ -98,10 +98,12 @@ def _build(pack: TaskPack, base: nn.Module, identity: ModelIdentity, *, merge: b
     adapted = cast(Any, _attach(pack, model, allocate=allocate, quick_linear=quick))
     if pack.config.bias != "none":
         # Biases that trained are loaded over the base's.
-        _own_([tensor for name, tensor in adapted.named_parameters() if name.endswith("bias")], base)
+        own = [tensor for name, tensor in adapted.named_parameters() if name.endswith("bias")]
+        _own_(own, base.parameters())
     set_peft_model_state_dict(adapted, dict(pack.tensors), low_cpu_mem_usage=not allocate)
     if merge:
-        _own_adapted_weights_(adapted, base)
+        # PEFT takes the pack's own tensors where it need not allocate.
+        _own_adapted_weights_(adapted, (*base.parameters(), *pack.tensors.values()))
         adapted = adapted.merge_and_unload()
     return cast(nn.Module, adapted).requires_grad_(False).eval()
 
@@ -129,6 +131,12 @@ def _pruned(pack: TaskPack, base: nn.Module, identity: ModelIdentity) -> nn.Modu
     model = _share(base)
     whole = [range(site.units) for site in identity.all_sites]
     cut_sites_(find_all_sites(model), identity.all_sites, left=whole, kept=pack.plan.kept, views=True)
+    wanted = pack.config.base_fingerprint
+    if wanted not in (None, CUT) and not pack.config.allow_other_weights and fingerprint_weights(model) != wanted:
+        raise AdapterError(
+            f"The adapter {pack.folder} belongs to other weights, which were pruned from the base held here: its run's "
+            "base/. Serve the run's merged/ (load_pruned)."
+        )
     _make_room_for_head_(model, pack)
     return model
 
@@ -150,20 +158,20 @@ def _attach(pack: TaskPack, model: nn.Module, *, allocate: bool = False, **chang
         return cast(nn.Module, get_peft_model(cast(Any, model), config, low_cpu_mem_usage=not allocate))
 
 
-def _own_adapted_weights_(adapted: nn.Module, base: nn.Module) -> None:
-    """Copy what the merge will add to, as far as it is still the base's memory."""
+def _own_adapted_weights_(adapted: nn.Module, others: Iterable[Tensor]) -> None:
+    """Copy what the merge will add to, as far as it is still the memory of others."""
     tensors: list[Tensor] = []
     for module in adapted.modules():
         if hasattr(module, "lora_A"):
             layer = cast(Any, module).get_base_layer()
             tensors += [layer.weight, *([layer.bias] if any(cast(Any, module).lora_bias.values()) else [])]
-    _own_(tensors, base)
+    _own_(tensors, others)
 
 
-def _own_(tensors: Iterable[Tensor], base: nn.Module) -> None:
-    bases = {tensor.untyped_storage().data_ptr() for tensor in base.parameters()}
+def _own_(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> None:
+    theirs = {tensor.untyped_storage().data_ptr() for tensor in others}
     for tensor in tensors:
-        if tensor.untyped_storage().data_ptr() in bases:
+        if tensor.untyped_storage().data_ptr() in theirs:
             tensor.data = tensor.data.clone()
 
 

@@ -23,7 +23,7 @@ from pruning_adapter.evaluation.predict import predict
 from pruning_adapter.serving.build import build, bytes_of, prepare
 from pruning_adapter.serving.pack import PREFIX, TaskPack, check_pack_fits, read_pack
 from pruning_adapter.surgery.prune import check_nothing_shared
-from pruning_adapter.training.base_model import load_base, load_tokenizer
+from pruning_adapter.training.base_model import give_padding_, load_base, load_tokenizer
 from pruning_adapter.training.examples import Example
 from pruning_adapter.training.tokenize import tokenize
 
@@ -218,6 +218,11 @@ class PrunedTasks:
             return Predictions(logits=np.empty((0, len(names)), dtype=np.float32), label_names=names)
         from transformers import DataCollatorWithPadding
 
+        if getattr(self.tokenizer, "pad_token", None) is None:
+            raise DataError(
+                "The tokenizer has no token for padding. Give it one: tokenizer.pad_token = tokenizer.eos_token."
+            )
+        give_padding_(model, self.tokenizer)
         longest = self._longest(model, max_length)
         features = tokenize(examples, self.tokenizer, max_length=longest, label_names=names)
         collate = cast(Any, DataCollatorWithPadding(self.tokenizer))

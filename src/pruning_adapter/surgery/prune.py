@@ -1,5 +1,6 @@
 """Taking heads and neurons out of a model: physical, exact, in place. It executes a plan and decides nothing."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
@@ -68,6 +69,13 @@ def prune_(model: Model, plan: PruningPlan, *, allow_other_weights: bool = False
     return cut_(model, plan)
 
 
+def fingerprint_of_cut(model: nn.Module, plan: PruningPlan) -> str | None:
+    """The fingerprint that `model` would have if it was pruned by `plan`, which is not done."""
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    shared |= {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in model.parameters()}
+    return fingerprint_weights(cut_(copy.deepcopy(model, shared), plan))
+
+
 def cut_(model: Model, plan: PruningPlan) -> Model:
     """Remove what `plan` does not keep from a model that it was checked to fit."""
     sites = find_all_sites(model)
@@ -76,7 +84,9 @@ def cut_(model: Model, plan: PruningPlan) -> Model:
     left = state.kept if state is not None else tuple(tuple(range(site.units)) for site in dense.all_sites)
     kept = tuple(_both(there, keep) for there, keep in zip(left, plan.kept, strict=True))
     cut_sites_(sites, dense.all_sites, left=left, kept=kept)
-    note_in_config(model, dense, kept, macs=plan.macs, reconstructed=plan.reconstruct)
+    # What was corrected once stays so.
+    before = state.reconstructed if state is not None and plan.reconstruct == "none" else plan.reconstruct
+    note_in_config(model, dense, kept, macs=plan.macs, reconstructed=before)
     return model
 
 

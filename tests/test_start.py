@@ -10,10 +10,12 @@ import torch
 
 from pruning_adapter.cli.session import open_run
 from pruning_adapter.errors import CheckpointError, DataError, OutputError, PlanError, TrainingError
+from pruning_adapter.evaluation.latency import measure_latency
 from pruning_adapter.pipeline import Run
 from pruning_adapter.pipeline.rounds import start_rank
 from pruning_adapter.settings import Settings
 from pruning_adapter.training import trainer
+from pruning_adapter.training.base_model import load_base
 from short_run import finish, make_settings, weights
 from tiny import make_model
 from tiny_encoder import save_tiny_tokenizer
@@ -151,6 +153,31 @@ def test_a_bias_that_is_not_there_is_missed_before_training(settings: Settings, 
     run = Run(replace(settings, model=str(model), reconstruct="bias"), tmp_path / "run")
     with pytest.raises(PlanError, match='reconstruct="bias", but .* have no bias'):  # noqa: RUF043
         run.check_rule()
+
+
+def test_texts_are_cut_off_where_the_models_positions_end(settings: Settings, tmp_path: Path) -> None:
+    """Also where the tokenizer knows of no end."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    make_model("bert", dtype=torch.float32, max_position_embeddings=16, pad_token_id=0).save_pretrained(folder)
+    save_tiny_tokenizer(folder)
+    long = tmp_path / "dev.csv"
+    long.write_text("text,label\n" + "w1 " * 40 + ",no\nw2,yes\n", encoding="utf-8")
+    run = Run(replace(settings, model=str(folder), validation_file=str(long), length=16), tmp_path / "run")
+    assert run.max_length == 16
+    run.train()
+    assert any("longer than 16 tokens" in note for note in run.evaluate(compare=False).notes)
+
+
+def test_a_length_that_the_latency_table_does_not_have_is_refused(settings: Settings, tmp_path: Path) -> None:
+    table = measure_latency(
+        load_base(settings.model, label_names=("no", "yes"), seed=0).model, length=8, repeats=4, cache=None
+    )
+    table.save(tmp_path / "table.json")
+    named = replace(settings, keep_macs=None, keep_latency=0.6, latency_table=str(tmp_path / "table.json"))
+    assert Run(named, tmp_path / "run").latency is not None
+    with pytest.raises(PlanError, match="length is 64 tokens, but the latency table .* was measured at 8"):  # noqa: RUF043
+        assert Run(replace(named, length=64), tmp_path / "run").latency
 
 
 def decoder(folder: Path, family: str) -> Path:

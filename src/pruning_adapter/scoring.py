@@ -57,6 +57,7 @@ def _measure(settings: Settings, scorer: str, model: nn.Module, batches: Batches
         reduction=cast(Any, settings.reduction),
         stop_when_stable=settings.stop_when_stable,
     )
-    if settings.stop_when_stable is not None and scores.examples < settings.examples:
+    stable = settings.stop_when_stable is not None and (scores.agreement or 0.0) >= settings.stop_when_stable
+    if stable and scores.examples < settings.examples:
         _LOGGER.info("stopped after %d examples: their halves agree to %.2f", scores.examples, scores.agreement)
     return scores

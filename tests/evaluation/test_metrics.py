@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pruning_adapter.errors import DataError, TrainingError
 from pruning_adapter.evaluation.metrics import METRICS, measure_quality
+from pruning_adapter.pipeline.describe import warn
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -151,6 +152,16 @@ def test_saying_one_class_is_at_majority_and_worth_nothing() -> None:
     assert quality.metrics["matthews"].value == 0.0
     never = measure_quality(["f1"], scores=to_logits(np.zeros(4, int), 2), labels=labels)
     assert never.metrics["f1"].value == 0.0
+
+
+def test_where_there_is_one_class_one_answer_is_no_failure() -> None:
+    quality = measure_quality(["accuracy"], scores=to_logits(np.ones(4, int), 2), labels=np.ones(4, int))
+    assert not quality.at_majority
+    (said,) = warn({"dev": quality})
+    assert said.startswith("All 4 examples of dev are of one class")
+    stuck = measure_quality(["accuracy"], scores=to_logits(np.ones(4, int), 2), labels=np.array([0, 1, 1, 1]))
+    (said,) = warn({"dev": stuck})
+    assert "as if it only knew the majority class" in said
 
 
 def test_no_positives_at_all_is_an_f1_of_zero() -> None:

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForTokenClassification
 
 import pruning_adapter as pa
 from pruning_adapter.architectures.identity import identify
+from pruning_adapter.architectures.sites import find_sites
 from pruning_adapter.errors import ArchitectureError, ImportanceError
 from pruning_adapter.importance.batching import LengthSortedBatches
 from tiny import make_batch, make_model
@@ -147,3 +149,18 @@ def test_length_sorted_batches_are_longest_first_and_can_be_read_twice() -> None
         LengthSortedBatches([], lambda rows: rows)  # pyright: ignore
     with pytest.raises(ImportanceError, match="batch size is 0"):
         LengthSortedBatches(features, lambda rows: rows, batch_size=0)  # pyright: ignore
+
+
+@pytest.mark.parametrize("reduction", ["batch", "bertology"])
+def test_of_a_batch_the_gradient_is_that_of_its_mean_loss_however_long_its_examples(reduction: Any) -> None:
+    """With a label a token, examples count by their tokens; the reference is one gate for all of them."""
+    model = make_model("bert", auto=AutoModelForTokenClassification)
+    batch = make_batch()
+    batch["labels"] = torch.where(batch["attention_mask"].bool(), batch["input_ids"] % 2, -100)
+    assert len(set(batch["attention_mask"].sum(1).tolist())) > 1
+    gates = [torch.ones(site.units, dtype=torch.float64, requires_grad=True) for site in find_sites(model)]
+    with pa.gated(model, gates):
+        gradients = torch.autograd.grad(model(**batch).loss, gates)
+    scores = pa.measure_importance(model, [batch], reduction=reduction, allow_one_class=True)
+    for found, gradient in zip(scores.heads, gradients, strict=True):
+        torch.testing.assert_close(found * scores.tokens, gradient.abs())

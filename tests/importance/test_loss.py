@@ -29,6 +29,15 @@ def test_questions_are_examples_too() -> None:
     assert LossShares().factors(batch, SimpleNamespace(), 0).tolist() == [2, 2]
 
 
+def test_answers_outside_of_the_text_are_refused() -> None:
+    """Transformers leaves them out of the mean, which would then be over fewer examples."""
+    batch = {"start_positions": torch.tensor([0, 3]), "end_positions": torch.tensor([1, 8])}
+    said = SimpleNamespace(start_logits=torch.zeros(2, 8))
+    with pytest.raises(ImportanceError, match=r"Example 1 of batch 4 .* has end_positions 8, outside of its 8 tokens"):
+        LossShares().factors(batch, said, 4)
+    assert LossShares().factors({**batch, "end_positions": torch.tensor([1, 7])}, said, 4).tolist() == [2, 2]
+
+
 def test_with_a_label_a_token_the_mean_runs_over_the_counted_tokens() -> None:
     factors = LossShares().factors({"labels": LABELS}, outputs(LOGITS, LABELS), 0)
     # Four and two of six; the last example has none.

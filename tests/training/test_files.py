@@ -179,6 +179,9 @@ def test_many_integers_look_like_a_quantity(tmp_path: Path) -> None:
         pytest.param(
             "x.jsonl", '{"text":"\\ud83d","label":1}', r"line 1: the column 'text' has half a character", id="surrogate"
         ),
+        pytest.param(
+            "x.jsonl", '{"text":"a","label":"\\ud83d"}', "line 1: the label .* has half a character", id="label"
+        ),
         pytest.param("x.csv", "text,label\na,1.5\nb,nan\n", r"x\.csv, line 3: the label nan is not a fin", id="nan"),
         pytest.param("x.csv", "text,label\na,1.5\nb,-inf\n", r"x\.csv, line 3: the label -inf is not", id="inf"),
         pytest.param("x.jsonl", '{"text":"a","label":NaN}', r"line 1: the label nan is not a finite", id="JSON NaN"),

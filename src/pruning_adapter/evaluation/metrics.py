@@ -70,7 +70,7 @@ def measure_quality(metric_names: Sequence[str], *, scores: Array, labels: Array
         metrics={name: _measure(metric, predictions, labels, seed) for name, metric in metrics.items()},
         examples=len(labels),
         majority_rate=None if regression else float(np.bincount(labels).max() / len(labels)),
-        at_majority=bool(np.ptp(predictions) == 0),
+        at_majority=bool(np.ptp(predictions) == 0 and np.ptp(labels) != 0),
         loss=_mean_loss(scores.astype(np.float64), labels, regression),
     )
 

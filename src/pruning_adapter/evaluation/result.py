@@ -32,7 +32,7 @@ class Quality:
     majority_rate: float | None
     """Share of the most frequent class, as fraction in [0, 1]; None for regression."""
     at_majority: bool
-    """The model says the same class for every example: it learnt nothing."""
+    """The model says the same for every example, though they are of several classes: it learnt nothing."""
     loss: float | None = None
     """Mean cross-entropy in nats, or mean squared error; None in results of releases that did not measure it."""
 

@@ -153,7 +153,11 @@ def measure_importance(
                         Gate(site.units, batch=size, per_token=reduction == "token", dtype=dtype) for site in sites
                     ]
                     outputs = loss_of(model, batch, sites, gates, number)
-                    gradients = gate_gradients(outputs.loss, gates, shares.factors(batch, outputs, number))
+                    # They check the loss, too.
+                    factors = shares.factors(batch, outputs, number)
+                    if reduction not in BY_EXAMPLE:
+                        factors = torch.ones_like(factors)
+                    gradients = gate_gradients(outputs.loss, gates, factors)
                     if counts:
                         _add(own, running, gradients, reduction, order)
                         positions = max((gate.tokens for gate in gates), default=1)
@@ -240,7 +244,7 @@ def _sum_over_examples(gradient: Tensor, order: Order) -> Tensor:
 
 def _of_batch(running: Tensor, gradient: Tensor, reduction: Reduction, order: Order) -> Tensor:
     """`(batch, units)` → `(units,)`, of the mean loss; "bertology" adds it to those of earlier batches first."""
-    of_batch = gradient.mean(0)
+    of_batch = gradient.sum(0)
     if reduction == "bertology":
         running += of_batch
         of_batch = running

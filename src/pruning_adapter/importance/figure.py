@@ -39,8 +39,11 @@ def draw_importance(
     *,
     kept: Sequence[Sequence[int]] | None = None,
     title: str = "",
+    row: str = "block",
 ) -> None:
     """Draw `rows` (blocks x heads, each value in [0, 1]) into `path`; blocks may differ in their number of heads.
+
+    `row` is what they are called.
 
     The same arguments give the same bytes. Heads that are not among the `kept` (indices per block) are crossed out. A
     value that is not a number stays blank.
@@ -58,17 +61,18 @@ def draw_importance(
     size = (max(heads * cell, 2.0) + 1.9, max(len(rows) * cell, 2.0) + (1.2 if title else 0.9))
     with figure_file(path, size=size, title=title) as figure:
         axes = figure.add_subplot()
-        mesh = add_map(axes, rows, kept=kept)
+        mesh = add_map(axes, rows, kept=kept, row=row)
         add_scale(mesh, axes, shrink=0.5 if len(rows) > 1.5 * heads else 0.9)
 
 
 def add_map(
-    axes: Axes, rows: Sequence[Sequence[float]], *, kept: Sequence[Sequence[int]] | None = None
+    axes: Axes, rows: Sequence[Sequence[float]], *, kept: Sequence[Sequence[int]] | None = None, row: str = "block"
 ) -> ScalarMappable:
     """The block x head map of `draw_importance` on axes that are there already; returns what a colour scale is of."""
     mesh = _mesh(axes, rows, max(len(row) for row in rows))
     if kept is not None:
         _cross_out(axes, rows, kept)
+    axes.set_ylabel(row, fontsize=9)
     return mesh
 
 

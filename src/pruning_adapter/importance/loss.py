@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pruning_adapter.errors import ImportanceError
-from pruning_adapter.importance.faults import IGNORED
+from pruning_adapter.importance.faults import IGNORED, name_example
 
 __all__ = ["LossShares", "batch_size"]
 
@@ -43,6 +43,7 @@ class LossShares:
             ImportanceError: the loss is none of the means that are known.
         """
         labels = _labels(batch)
+        _check_spans(batch, outputs, number)
         if not _per_token(labels):
             return torch.full((labels.shape[0],), float(labels.shape[0]), dtype=torch.float64)
         if self._shifted is None:
@@ -70,6 +71,22 @@ class LossShares:
                 "losses off while scoring."
             )
         return abs(shifted - loss) < abs(plain - loss) if best < other else False
+
+
+def _check_spans(batch: Mapping[str, Tensor], outputs: Any, number: int) -> None:
+    """Of answers in a text, refuse those that lie outside: the loss would leave them out, and be another mean."""
+    logits = getattr(outputs, "start_logits", None)
+    for name in ("start_positions", "end_positions"):
+        if name not in batch or not isinstance(logits, Tensor):
+            continue
+        places, length = batch[name], logits.shape[1]
+        outside = ((places < 0) | (places >= length)).flatten().nonzero()
+        if len(outside):
+            row = int(outside[0])
+            raise ImportanceError(
+                f"{name_example(row, number)} has {name} {int(places.flatten()[row])}, outside of its {length} tokens. "
+                "Point to the first token where the answer was cut off, or leave the example out."
+            )
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> float:

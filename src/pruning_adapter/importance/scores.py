@@ -132,12 +132,17 @@ class ImportanceScores:
 
     def _table(self) -> list[str]:
         columns = 1 + max((max(kept, default=0) for kept in self.kept_heads), default=0)
-        lines = ["block" + "".join(f"{'h' + str(column):>6}" for column in range(columns))]
+        lines = [self._row + "".join(f"{'h' + str(column):>6}" for column in range(columns))]
         for block, (kept, scores) in enumerate(zip(self.kept_heads, self.normalized(), strict=True)):
             by_head = dict(zip(kept, scores.tolist(), strict=True))
             cells = (f"{by_head[head]:6.2f}" if head in by_head else f"{'-':>6}" for head in range(columns))
-            lines.append(f"{block:5}" + "".join(cells))
+            lines.append(f"{block:{len(self._row)}}" + "".join(cells))
         return lines
+
+    @property
+    def _row(self) -> str:
+        """A block has several attentions where a decoder reads what an encoder made."""
+        return "block" if len(self.model.sites) == len(self.model.feed_forwards) else "attention"
 
     def _summary(self) -> list[str]:
         """Neurons are too many to list: what each feed-forward holds of the whole, and how unevenly."""
@@ -171,7 +176,7 @@ class ImportanceScores:
             [dict(zip(kept, scores.tolist(), strict=True)).get(head, math.nan) for head in range(site.units)]
             for kept, scores, site in zip(self.kept_heads, values, self.model.sites, strict=True)
         ]
-        draw_importance(rows, path, title=self.task or "")
+        draw_importance(rows, path, title=self.task or "", row=self._row)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON. Numbers keep every bit."""

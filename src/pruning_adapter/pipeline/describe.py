@@ -73,9 +73,17 @@ def _heads_beside_neurons(model: ModelIdentity) -> list[int]:
 
 def warn(quality: Mapping[str, Quality]) -> tuple[str, ...]:
     """What a reader of these measurements must see."""
-    return tuple(
-        f"The model gives one answer for all {measured.examples} examples of {name}, as if it only knew the majority "
-        "class: it has learnt nothing. Try another learning rate or more epochs."
+    stuck = (
+        f"The model gives one answer for all {measured.examples} examples of {name}"
+        f"{'' if measured.majority_rate is None else ', as if it only knew the majority class'}: it has learnt "
+        "nothing. Try another learning rate or more epochs."
         for name, measured in quality.items()
         if measured.at_majority
     )
+    blind = (
+        f"All {measured.examples} examples of {name} are of one class, so what is measured on them tells "
+        "nothing of the others."
+        for name, measured in quality.items()
+        if measured.majority_rate == 1
+    )
+    return (*stuck, *blind)

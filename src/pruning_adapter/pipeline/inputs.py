@@ -1,5 +1,6 @@
 """What a run works from: its settings, its task as the model reads it, and the dense model."""
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from pruning_adapter.architectures.limits import limits_of
 from pruning_adapter.checkpoint.merged import load_pruned
 from pruning_adapter.costs.latency import LatencyTable
-from pruning_adapter.errors import DataError
+from pruning_adapter.errors import DataError, PlanError
 from pruning_adapter.evaluation.metrics import measure_quality
 from pruning_adapter.evaluation.predict import predict
 from pruning_adapter.evaluation.result import Quality
@@ -122,7 +124,13 @@ class Inputs:
         if self.settings.keep_latency is None:
             return None
         if self.settings.latency_table is not None:
-            return LatencyTable.load(self.settings.latency_table)
+            table, asked = LatencyTable.load(self.settings.latency_table), self.settings.length
+            if asked not in (table.length, Settings().length):
+                raise PlanError(
+                    f"length is {asked} tokens, but the latency table {self.settings.latency_table} was measured at "
+                    f"{table.length}. Leave --length out, or measure another table."
+                )
+            return table
         from pruning_adapter.evaluation.latency import measure_latency
 
         return measure_latency(self.load_base().model, length=self.settings.length)
@@ -130,7 +138,12 @@ class Inputs:
     @property
     def max_length(self) -> int:
         """Tokens after which an example is cut off."""
-        return min(self.recipe.max_length, self.tokenizer.model_max_length)
+        return int(min(self.recipe.max_length, self.tokenizer.model_max_length, self._positions))
+
+    @_Once
+    def _positions(self) -> float:
+        """That the model reads: tokenizers need not know."""
+        return _positions_of(self.load_base().model)
 
     def features(self, examples: tuple[Example, ...]) -> list[dict[str, Any]]:
         """Examples as the model reads them. The task's own sets are tokenised once."""
@@ -153,7 +166,7 @@ class Inputs:
             return None
         teacher, tokenizer = self._load_teacher(self.settings.teacher)
         teacher.to(device())
-        longest = min(self.recipe.max_length, tokenizer.model_max_length)
+        longest = int(min(self.recipe.max_length, tokenizer.model_max_length, _positions_of(teacher)))
         features = tokenize(self.data.train, tokenizer, max_length=longest, label_names=self.data.label_names)
         return predict(teacher, features, make_collator(tokenizer))
 
@@ -204,6 +217,7 @@ class Inputs:
         # What the files of a run call it; PEFT goes by the model's own attribute, which stays the path.
         cast(Any, base.model).config.name_or_path = settings.model_id
         give_padding_(base.model, self.tokenizer)
+        self.shared.setdefault("_positions", _positions_of(base.model))
         if settings.padding_free:
             check_padding_free(base.model)
         base.model.to(device())
@@ -235,6 +249,11 @@ class Inputs:
         }
         told = ", ".join(f"{count} of {len(sets[name])} ({name})" for name, count in found.items() if count)
         return (f"Examples longer than {self.max_length} tokens were cut off there: {told}.",) if told else ()
+
+
+def _positions_of(model: nn.Module) -> float:
+    positions = limits_of(model).positions
+    return math.inf if positions is None else positions
 
 
 def device() -> str:

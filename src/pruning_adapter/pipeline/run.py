@@ -57,7 +57,7 @@ from pruning_adapter.surgery.prune import check_plan_fits, note_in_config
 from pruning_adapter.training.base_model import BaseModel
 from pruning_adapter.training.continuation import carry_checkpoint
 from pruning_adapter.training.methods import apply_method, set_dropout_
-from pruning_adapter.training.tasks import HUB_DATASET
+from pruning_adapter.training.tasks import HUB_DATASET, find_task
 from pruning_adapter.training.trainer import (
     count_steps,
     last_complete_checkpoint,
@@ -366,7 +366,7 @@ class Run(Start):
                 "name": self.data.name,
                 "train_examples": len(self.data.train),
                 "labels": list(self.data.label_names),
-                **({"dataset": HUB_DATASET} if self.settings.task is not None else {}),
+                **self._dataset(),
             },
             model=self._describe_model(dense),
             method=self.method,
@@ -464,6 +464,13 @@ class Run(Start):
             table = LatencyTable.load(self.folder / "latency.json")
             return table.batch, table.length
         return COMPARED_BATCH, rule.get("length") or self.typical_length()
+
+    def _dataset(self) -> dict[str, Any]:
+        """Where the Hub has the task, and what it calls its validation sets."""
+        if self.settings.task is None:
+            return {}
+        sets = find_task(self.settings.task).validation
+        return {"dataset": HUB_DATASET, "splits": {each.name: each.split for each in sets}}
 
     def _describe_model(self, dense: nn.Module) -> dict[str, Any]:
         identity = identify(dense)

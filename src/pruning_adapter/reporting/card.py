@@ -81,7 +81,7 @@ def _metadata(result: Result, kind: Kind, place: str, license_id: str | None) ->
     from huggingface_hub import EvalResult, ModelCardData
 
     model, task = result.model, result.task
-    dataset = task.get("dataset")
+    dataset, splits = task.get("dataset"), task.get("splits") or {}
     terms = {key: model.get(key) or None for key in ("license", "license_name", "license_link")}
     if license_id is not None:
         terms = {"license": license_id}
@@ -92,7 +92,7 @@ def _metadata(result: Result, kind: Kind, place: str, license_id: str | None) ->
             dataset_type=str(dataset or name),
             dataset_name=f"GLUE {name}" if dataset else name,
             dataset_config=name if dataset else None,
-            dataset_split=split,
+            dataset_split=splits.get(split, split),
             metric_type=METRICS.get(metric, metric),
             metric_name=metric,
             metric_value=measure.value,

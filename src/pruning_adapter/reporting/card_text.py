@@ -8,7 +8,7 @@ from pruning_adapter.architectures.shapes import public_name
 from pruning_adapter.evaluation.result import Measure, Result
 from pruning_adapter.reporting.numbers import as_number, is_rate
 from pruning_adapter.reporting.places import without_home, without_places
-from pruning_adapter.reporting.wording import CORRECTIONS, METHODS, SCORERS, pruned_kinds, say_rule
+from pruning_adapter.reporting.wording import CORRECTIONS, METHODS, SCORERS, pruned_kinds, row_name, say_rule
 
 __all__ = ["Kind", "block_table", "card_content", "hub_id", "make_title", "task_name"]
 
@@ -31,7 +31,9 @@ def card_content(result: Result, kind: Kind, place: str, base: str | None, *, pi
         "quality": [_quality_row(name, result, metric) for name in result.quality for metric in _metrics(result, name)],
         "quality_of": _quality_of(result, kind),
         "uses": _uses(result, kind, place, base),
-        "revision": ('To pin the weights, pass `revision="COMMIT"` to each of these calls.' if "/" in place else ""),
+        "revision": (
+            'To pin the weights, pass `revision="COMMIT"` to each call that names it.' if "/" in place else ""
+        ),
         "blocks": [] if pruning is None else block_table(pruning),
         "pruned": "" if pruning is None else _pruned(result, pruning),
         "picture": picture,
@@ -214,7 +216,7 @@ def block_table(pruning: Mapping[str, Any]) -> list[list[str]]:
     ]
     columns = [column for column in columns if column[1]]
     rows = max((max(column) + 1 for _, column in columns), default=0)
-    first = "block" if len(heads) == len(neurons) or not neurons else "attention"
+    first = row_name(pruning)
     lines = [[str(row), *(column.get(row, "") for _, column in columns)] for row in range(rows)]
     return [[first, *(name for name, _ in columns)], *lines] if rows else []
 

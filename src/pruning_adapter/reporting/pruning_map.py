@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pruning_adapter.errors import ImportanceError
 from pruning_adapter.importance.figure import add_map, add_scale, draw_importance, figure_file, number_blocks
+from pruning_adapter.reporting.wording import row_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ def draw_pruning(pruning: Mapping[str, Any], path: str | Path) -> None:
     kept = [list(row) for row in pruning.get("kept_heads") or ()]
     neurons = _shares(pruning)
     if heads and not neurons:
-        draw_importance(heads, path, kept=kept)
+        draw_importance(heads, path, kept=kept, row=row_name(pruning))
         return
     rows = max(len(heads), len(neurons))
     if not rows:
@@ -42,9 +43,10 @@ def draw_pruning(pruning: Mapping[str, Any], path: str | Path) -> None:
     with figure_file(path, size=size) as figure:
         panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
         if heads:
-            mesh = add_map(panels[0], heads, kept=kept)
+            mesh = add_map(panels[0], heads, kept=kept, row=row_name(pruning))
             add_scale(mesh, panels[0], shrink=0.9)
         _add_bars(panels[-1], neurons, rows)
+        panels[-1].set_ylabel(row_name(pruning), fontsize=9)
 
 
 def _shares(pruning: Mapping[str, Any]) -> dict[int, tuple[int, int]]:

@@ -26,7 +26,7 @@ from pruning_adapter.reporting.numbers import (
 )
 from pruning_adapter.reporting.places import without_home
 from pruning_adapter.reporting.template import write_page
-from pruning_adapter.reporting.wording import CORRECTIONS, METHODS, SCORERS, pruned_kinds, say_rule
+from pruning_adapter.reporting.wording import CORRECTIONS, METHODS, SCORERS, pruned_kinds, row_name, say_rule
 
 __all__ = ["write_report"]
 
@@ -282,7 +282,13 @@ def _head_map(pruning: Mapping[str, Any], scorer: str | None) -> dict[str, Any] 
                 cells=tuple(
                     None
                     if value is None
-                    else _cell(number, head, value, pruned=stay is not None and head not in stay, width=width)
+                    else _cell(
+                        f"{row_name(pruning)} {number}",
+                        head,
+                        value,
+                        pruned=stay is not None and head not in stay,
+                        width=width,
+                    )
                     for head, value in enumerate(row)
                 ),
                 missing=width - len(row),
@@ -300,6 +306,7 @@ def _head_map(pruning: Mapping[str, Any], scorer: str | None) -> dict[str, Any] 
         "blocks": blocks,
         "width": width,
         "stride": 1 if width <= 12 else 2 if width <= 20 else 4,
+        "row": row_name(pruning),
         "what": pruned_kinds(pruning),
         "pruned": sum(cell.pruned for cell in cells),
         "kept": None if kept is None else sum(len(row) for row in kept),
@@ -342,11 +349,11 @@ def _count_neurons(bars: Iterable[_Bar]) -> dict[str, str]:
     return {"pruned": show_grouped(dense - kept), "kept": show_grouped(kept), "dense": show_grouped(dense)}
 
 
-def _cell(block: int, head: int, value: float, *, pruned: bool, width: int) -> _Cell:
+def _cell(place: str, head: int, value: float, *, pruned: bool, width: int) -> _Cell:
     known = math.isfinite(value)
     color = _color(value) if known else "#808080"
     return _Cell(
-        tip=f"block {block}, head {head}: {value:.3f}, {'pruned' if pruned else 'kept'}",
+        tip=f"{place}, head {head}: {value:.3f}, {'pruned' if pruned else 'kept'}",
         number=f"{value:.2f}".removeprefix("0") if known else "?",
         color=color,
         ink="#fff" if _luminance(color) < 0.179 else "#000",

@@ -22,6 +22,12 @@ CORRECTIONS = {
 }
 
 
+def row_name(pruning: Mapping[str, Any]) -> str:
+    """What a row of the map is: a block has several attentions where a decoder reads what an encoder made."""
+    heads, neurons = pruning.get("dense_heads") or (), pruning.get("dense_neurons") or ()
+    return "block" if len(heads) == len(neurons) or not neurons else "attention"
+
+
 def pruned_kinds(pruning: Mapping[str, Any]) -> str:
     """ "heads", "neurons", or both; "heads" where nothing went."""
     kept = cast("Sequence[Sequence[int]]", pruning.get("kept_heads") or ())

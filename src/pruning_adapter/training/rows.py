@@ -113,6 +113,11 @@ def _check_row(path: Path, line: int, columns: Sequence[str], cells: Sequence[An
                 f"{locate(path, line)}: the column {column!r} is empty. Fill it in, or remove the row from the file."
             )
     *texts, label = cells
+    if isinstance(label, str) and _HALF_CHARACTER.search(label):
+        raise DataError(
+            f"{locate(path, line)}: the label {label!r} has half a character (an unpaired surrogate). Repair it, or "
+            "remove the row."
+        )
     for column, text in zip(columns, texts, strict=False):
         if not isinstance(text, str):
             raise DataError(

@@ -142,7 +142,8 @@ class ImportanceScores:
     @property
     def _row(self) -> str:
         """A block has several attentions where a decoder reads what an encoder made."""
-        return "block" if len(self.model.sites) == len(self.model.feed_forwards) else "attention"
+        attentions, beside = len(self.model.sites), len(self.model.feed_forwards)
+        return "attention" if beside and attentions != beside else "block"
 
     def _summary(self) -> list[str]:
         """Neurons are too many to list: what each feed-forward holds of the whole, and how unevenly."""

@@ -27,3 +27,14 @@ def test_two_levels_follow_the_order_over_the_model() -> None:
     even = replace(scores, heads=tuple(torch.full((4,), float(number)) for number in (1, 3, 2)))
     _, ranks = plan_from_settings(Settings(model="any", task="sst2", keep_ratio=1.0, top_blocks=1), even)
     assert ranks.ranks == (8, 16, 8)
+
+
+def test_a_third_of_the_attentions_and_of_the_feed_forwards_get_the_high_rank() -> None:
+    """A decoder of T5 has two attentions a block: of six attentions two, and of four feed-forwards one."""
+    scores = random_importance(make_model("t5", num_layers=2, num_decoder_layers=2), seed=0)
+    settings = Settings(model="any", task="sst2", keep_ratio=1.0, target="all-linear")
+    _, ranks = plan_from_settings(settings, scores)
+    assert (len(ranks.ranks), len(ranks.feed_forward_ranks)) == (6, 4)
+    assert (ranks.ranks.count(16), ranks.feed_forward_ranks.count(16)) == (2, 1)
+    _, ranks = plan_from_settings(replace(settings, top_blocks=3), scores)
+    assert (ranks.ranks.count(16), ranks.feed_forward_ranks.count(16)) == (3, 3)

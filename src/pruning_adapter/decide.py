@@ -49,22 +49,28 @@ def plan_from_settings(
 
 
 def _ranks_from_settings(settings: Settings, scores: ImportanceScores, plan: PruningPlan) -> RankPlan:
-    blocks = len(plan.kept_heads)
     # A proportion to scores as they are compared over the model would leave nearly all ranks to one block.
     scope = settings.chosen("normalization") if settings.rank_budget is None else settings.normalization or "block"
     how: dict[str, Any] = {"target": settings.target, "normalization": scope}
     equal = settings.block_importance == "equal"
     low, high = settings.ranks
-    ranks = plan_ranks(
-        scores,
-        plan,
-        top_blocks=max(1, round(blocks / 3)) if settings.top_blocks is None else settings.top_blocks,
-        high=high,
-        low=low,
-        budget=settings.rank_budget,
-        block_importance=cast(Any, "sum" if equal else settings.block_importance),
-        **how,
-    )
+
+    def with_top(count: int) -> RankPlan:
+        return plan_ranks(
+            scores,
+            plan,
+            top_blocks=max(1, round(count / 3)) if settings.top_blocks is None else settings.top_blocks,
+            high=high,
+            low=low,
+            budget=settings.rank_budget,
+            block_importance=cast(Any, "sum" if equal else settings.block_importance),
+            **how,
+        )
+
+    ranks, beside = with_top(len(plan.kept_heads)), len(plan.kept_neurons)
+    if settings.rank_budget is None and 0 < beside != len(plan.kept_heads):
+        # A third of each: where a decoder reads what an encoder made, there are more attentions than feed-forwards.
+        ranks = replace(ranks, feed_forward_ranks=with_top(beside).feed_forward_ranks)
     # Evenly, but as many parameters as by importance.
     return (
         plan_ranks(scores, plan, budget=ranks.trainable_parameters, block_importance="equal", **how) if equal else ranks

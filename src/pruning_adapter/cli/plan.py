@@ -62,7 +62,7 @@ def plan(
         return
     if dry_run:
         run = read_run(output_dir, given)
-        run.check_one_round()
+        run.check_inputs("plan")
         made = run.decide()
     else:
         made = open_run(output_dir, given, step="plan", overwrite=overwrite).plan()

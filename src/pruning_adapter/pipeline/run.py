@@ -23,7 +23,6 @@ from transformers import set_seed
 
 from pruning_adapter.adapter.carry import carry_, take_out_
 from pruning_adapter.architectures.identity import PrunedState, dense_parameters, identify, pruned_state
-from pruning_adapter.architectures.limits import limits_of
 from pruning_adapter.checkpoint.adapter import save_adapter
 from pruning_adapter.checkpoint.hub import find_model
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
@@ -32,7 +31,6 @@ from pruning_adapter.checkpoint.terms import read_terms
 from pruning_adapter.costs.latency import LatencyTable
 from pruning_adapter.decide import choose_units, plan_from_settings
 from pruning_adapter.environment import machine, versions
-from pruning_adapter.errors import CheckpointError, PlanError
 from pruning_adapter.evaluation.cost import (
     compare_inference,
     compare_training,
@@ -42,10 +40,11 @@ from pruning_adapter.evaluation.cost import (
 )
 from pruning_adapter.evaluation.predict import predict
 from pruning_adapter.evaluation.result import Result
-from pruning_adapter.importance import ImportanceScores, random_importance
+from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.pipeline.describe import describe_pruning, warn
 from pruning_adapter.pipeline.inputs import device
-from pruning_adapter.pipeline.rounds import check_stops, split_rounds
+from pruning_adapter.pipeline.refusals import check_length, check_one_round, check_rule, check_started, check_steps
+from pruning_adapter.pipeline.rounds import split_rounds
 from pruning_adapter.pipeline.start import CHECKPOINT, TRAINING, Start
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
@@ -59,9 +58,7 @@ from pruning_adapter.training.continuation import carry_checkpoint
 from pruning_adapter.training.methods import apply_method, set_dropout_
 from pruning_adapter.training.tasks import HUB_DATASET, find_task
 from pruning_adapter.training.trainer import (
-    count_steps,
     last_complete_checkpoint,
-    last_step,
     make_collator,
     make_trainer,
 )
@@ -140,10 +137,10 @@ class Run(Start):
             self.features(self.data.train[:1])
             self.check_teacher()
             if step == "train" and self.method == "prune-lora":
-                self._check_started()
+                check_started(self)
                 check_plan_fits(self.load_start().model, self.plan()[0])
         if step == "plan":
-            self.check_one_round()
+            check_one_round(self)
             self.check_start()
             self.decide()
         if step == "merge":
@@ -152,79 +149,17 @@ class Run(Start):
             read_json(self.folder / "training.json", kind=TRAINING)
             self.merge()
 
-    def _check_started(self) -> None:
-        """Refuse to go on from where the scored model was in its training, if it was not in any.
-
-        Raises:
-            CheckpointError: what to do.
-        """
-        if self.prune_after and not any((self.folder / name).exists() for name in ("start", "base")):
-            raise CheckpointError(
-                f"Units are to go after {self.prune_after:.0%} of the training, but {self.folder} holds scores of a "
-                "model that had not begun to train. Score anew with these options (`pruning-adapter importance "
-                "--overwrite`), or train by the recipe that was scored by."
-            )
-
     def check_rule(self) -> None:
-        """Refuse what no scores of this model can meet, such as more heads than it has, or less training than it takes.
+        """Refuse what no scores of this model can meet, before anything is trained; see `refusals`.
 
         Raises:
             PlanError, TrainingError: which, and what is possible.
         """
-        if self.method == "prune-lora":
-            self.check_steps()
-            self._check_length()
-            made_up = random_importance(self.load_base().model, seed=0, units=self.settings.kinds)
-            budget, fixed = self.settings.rank_budget, made_up.model.norm_parameters
-            if budget is not None and budget <= fixed:
-                raise PlanError(
-                    f"The rank budget is {budget:,} trainable parameters; the normalisation layers alone have "
-                    f"{fixed:,}, and LoRA needs some. Raise --rank-budget."
-                )
-            # What ranks cost beside them depends on which units stay.
-            plan, _ = plan_from_settings(replace(self.settings, rank_budget=None), made_up, latency=self.latency)
-            from pruning_adapter.surgery.reconstruct import check_can_be_corrected
-
-            check_can_be_corrected(self.load_base().model, plan)
-
-    def check_steps(self) -> None:
-        """Refuse a training whose parts, before units go, between rounds and after, do not all have a step.
-
-        Raises:
-            TrainingError: which steps, and what to do.
-        """
-        if self.prune_after:
-            steps = count_steps(len(self.data.train), self.recipe)
-            times = [run.prune_after for run in self.rounds]
-            check_stops([last_step(share, steps) for share in times], steps)
-
-    def _check_length(self) -> None:
-        settings = self.settings
-        if settings.keep_macs is None and settings.keep_latency is None:
-            return
-        positions = limits_of(self.load_base().model).positions
-        if positions is not None and settings.length > positions:
-            raise PlanError(
-                f"length is {settings.length} tokens, but the model reads {positions}. Say --length {positions}, or "
-                "fewer."
-            )
-
-    def check_one_round(self) -> None:
-        """Refuse another plan where rounds before the last went by this one.
-
-        Raises:
-            PlanError: what to do instead.
-        """
-        if self.settings.rounds_taken > 1:
-            raise PlanError(
-                f"This run prunes in {self.settings.rounds_taken} rounds, each scored anew after what went before by "
-                "the run's own rule. Begin another run with the other rule; or one with --rounds 1, which can be "
-                "planned anew."
-            )
+        check_rule(self)
 
     def decide(self) -> tuple[PruningPlan, RankPlan]:
         """Both plans, from the scores; writes none."""
-        self._check_length()
+        check_length(self)
         return plan_from_settings(self.settings, self.measure(), latency=self.latency)
 
     def sweep(self, by: str) -> Sweep:
@@ -250,7 +185,7 @@ class Run(Start):
         path = self.folder / "importance.json"
         if first_says(path.exists()):
             return ImportanceScores.load(path)
-        self.check_steps()
+        check_steps(self)
         scores = score_from_settings(self.settings, self.load_start().model, self._scored_batches)
         scores = replace(scores, task=self.data.name, seed=self.settings.seed)
         first_does(partial(scores.save, path))

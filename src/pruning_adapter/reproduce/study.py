@@ -160,7 +160,8 @@ def _unfinished(missing: int, of: int, *, beside: bool) -> list[str]:
 def _facts(done: Sequence[Done], base: Settings) -> list[str]:
     kept = base.keep_ratio if base.keep_ratio is not None else KEEP_RATIO
     what = f"at most {base.train_rows:,} training rows" if base.train_rows else "all training rows"
-    facts = [f"{what}, {kept:.0%} of the heads kept, importance from at most {base.examples} examples"]
+    epochs = "" if base.epochs is None else f", {base.epochs:g} epochs in place of the recipe's own"
+    facts = [f"{what}{epochs}, {kept:.0%} of the heads kept, importance from at most {base.examples} examples"]
     if not done:
         return facts
     machines = {str(found.result["machine"].get("gpu", found.result["machine"]["processor"])) for found in done}

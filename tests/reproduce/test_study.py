@@ -53,7 +53,7 @@ def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(model: Path, glue: Path, folder: Path, *more: object) -> list[object]:
     where = ["--model", model, "--model-name", "tiny", "--data-dir", glue, "--output-dir", folder, "--threads", 1]
-    return [*where, "--epochs", 1, "--train-rows", 32, "--examples", 8, *more]
+    return [*where, "--epochs", 1, "--train-rows", 40, "--examples", 8, *more]
 
 
 def call(*given: object, code: int = 0) -> None:
@@ -97,7 +97,7 @@ def test_a_share_that_cannot_be_is_refused(
 
 
 def base(model: Path, glue: Path) -> Settings:
-    return Settings(model=str(model), data_dir=str(glue), epochs=1, train_rows=32, examples=8)
+    return Settings(model=str(model), data_dir=str(glue), epochs=1, train_rows=40, examples=8)
 
 
 def test_every_cell_is_a_file_and_nothing_else_stays(finished: Path) -> None:

@@ -185,6 +185,7 @@ class Run(Start):
         path = self.folder / "importance.json"
         if first_says(path.exists()):
             return ImportanceScores.load(path)
+        first_does(partial(check_links, self.folder))
         check_steps(self)
         scores = score_from_settings(self.settings, self.load_start().model, self._scored_batches)
         scores = replace(scores, task=self.data.name, seed=self.settings.seed)

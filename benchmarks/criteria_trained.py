@@ -8,7 +8,8 @@ and a file; those that are there are skipped, so the study goes on after any int
 seeds, each with a draw of its own, the others three. Beside accuracy stand the loss on the validation set and the share
 of examples that are answered as the dense LoRA model of the same seed answers them. With `--grid`, cells that a grid of
 `pruning-adapter reproduce` with the same settings holds (dense LoRA, and some arms at 70 % of heads) are taken from
-there.
+there. `--no-bf16` trains in float32, for processors without bfloat16 products, and `--no-dense` compares the ways of
+choosing with each other alone.
 
 Ways of choosing (docs/criterion.md says what came of it):
 
@@ -121,6 +122,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="cells at once")
     parser.add_argument("--threads", type=int, default=1, help="of each cell")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 matrix products")
+    parser.add_argument(
+        "--dense", action=argparse.BooleanOptionalAction, default=True, help="dense LoRA beside the arms"
+    )
     parser.add_argument("--grid", type=Path, help="folder of `pruning-adapter reproduce` with the same settings")
     parser.add_argument(
         "--against", default="random", choices=list(ARMS), help="one of --arms, that the others are tested against"
@@ -137,7 +142,7 @@ def main() -> None:
         data_dir=options.data_dir,
         train_rows=options.train_rows,
         epochs=options.epochs,
-        bf16=True,
+        bf16=options.bf16,
     )
     cells = make_cells(options)
     begin_study(options.output, base)
@@ -163,7 +168,7 @@ def make_cells(options: argparse.Namespace) -> list[Cell]:
     cells: list[Cell] = []
     for seed in range(max(RANDOM_SEEDS, max(options.seeds) + 1)):
         for task in options.tasks:
-            if seed in options.seeds:
+            if options.dense and seed in options.seeds:
                 cells.append(Cell(recipe="default", task=task, arm="lora", seed=seed))
             for arm in options.arms:
                 if seed not in options.seeds and not (arm.startswith("random") and seed < RANDOM_SEEDS):
@@ -244,13 +249,17 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
     for task in options.tasks:
         of_task = [done for done in known if done.cell.task == task]
         dense = [done for done in of_task if done.cell.arm == "lora"]
-        if not dense:
+        if not of_task or (options.dense and not dense):
             continue
         of_arm = {
             (arm, rule): [done for done in of_task if done.cell.arm == name_of(arm, rule)]
             for arm, rule in product(options.arms, options.rules)
         }
-        lines += ["", f"## {task}: dense LoRA {told(dense, dense, (), asked=len(options.seeds))}", ""]
+        lines += [
+            "",
+            f"## {task}" + (f": dense LoRA {told(dense, dense, (), asked=len(options.seeds))}" if dense else ""),
+            "",
+        ]
         lines += [f"| | {' | '.join(options.rules)} |", f"| --- | {' | '.join('---' for _ in options.rules)} |"]
         for arm in options.arms:
             row = [

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import get_peft_model
 from safetensors.torch import load_file
 
@@ -35,7 +36,9 @@ def test_what_is_gone_is_zero_and_what_stayed_stands_where_it_stood(tmp_path: Pa
 def test_nothing_of_ours_is_in_the_config_and_the_note_says_that_nothing_is_saved(tmp_path: Path) -> None:
     model = make_model("bert")
     pa.save_pruned(pa.prune_(model, make_case(model, "heads")), tmp_path / "merged")
-    (tmp_path / "merged" / "vocab.txt").write_text("[PAD]", encoding="utf-8")
+    texts = ("vocab.txt", "bpe.codes")
+    for name in texts:
+        (tmp_path / "merged" / name).write_text("[PAD]", encoding="utf-8")
     save_stock(pa.load_pruned(tmp_path / "merged"), tmp_path / "stock", files_from=tmp_path / "merged")
     fields = json.loads((tmp_path / "stock" / "config.json").read_text(encoding="utf-8"))
     dense = json.loads(make_model("bert").config.to_json_string())
@@ -43,7 +46,7 @@ def test_nothing_of_ours_is_in_the_config_and_the_note_says_that_nothing_is_save
     assert {name: fields[name] for name in dense if name in fields} | {"dtype": None, "architectures": None} == {
         name: dense[name] for name in dense if name in fields
     } | {"dtype": None, "architectures": None}
-    assert (tmp_path / "stock" / "vocab.txt").read_text(encoding="utf-8") == "[PAD]"
+    assert [(tmp_path / "stock" / name).read_text(encoding="utf-8") for name in texts] == ["[PAD]", "[PAD]"]
     assert "**It saves nothing**" in (tmp_path / "stock" / "README.md").read_text(encoding="utf-8")
 
 
@@ -64,6 +67,20 @@ def test_weights_keep_their_type(tmp_path: Path) -> None:
     assert save_stock(pa.prune_(model, make_case(model, "empty blocks")), tmp_path) < 1e-4
     assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("auto", [transformers.AutoModelForQuestionAnswering, transformers.AutoModel])
+def test_models_without_logits_are_checked_too(auto: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = make_model("bert", auto=auto, num_labels=2)
+    batch = {name: value for name, value in make_batch().items() if name != "labels"}
+    pa.prune_(model, make_case(model, "heads and neurons"))
+    save_stock(model, tmp_path / "stock")
+    loaded = type(model).from_pretrained(tmp_path / "stock", attn_implementation="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch)[0], model(**batch)[0], rtol=1e-11, atol=1e-11)
+    monkeypatch.setattr(plain_folder, "TOLERANCE", -1.0)
+    with pytest.raises(OutputError, match="not written"):
+        save_stock(model, tmp_path / "other")
 
 
 def test_what_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

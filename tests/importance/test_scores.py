@@ -107,6 +107,14 @@ def test_it_prints_as_a_table_with_a_row_a_block() -> None:
     ]
 
 
+def test_rows_are_attentions_where_some_have_no_feed_forward_beside_them() -> None:
+    """As of a decoder that reads what an encoder made; a model of which no feed-forward is known has blocks."""
+    feed_forward = replace(PRUNED.model.sites[0], units=24, groups=24, unit_size=1)
+    for beside, row in ((0, "block"), (2, "attention"), (3, "block")):
+        scores = replace(PRUNED, model=replace(PRUNED.model, feed_forwards=(feed_forward,) * beside))
+        assert str(scores).splitlines()[3].split()[0] == row
+
+
 def test_what_was_not_measured_is_not_printed() -> None:
     headline = str(replace(SCORES, scorer="random", reduction=None, task=None)).splitlines()[0]
     assert headline == "importance of heads: random"

@@ -165,6 +165,14 @@ def test_the_metadata_read_back_are_the_results(tmp_path: Path) -> None:
     assert (adapter.library_name, adapter.base_model_relation) == ("peft", "adapter")
 
 
+def test_two_validation_sets_go_by_the_hubs_names(tmp_path: Path) -> None:
+    quality = result().quality["validation"]
+    splits = {"matched": "validation_matched", "mismatched": "validation_mismatched"}
+    task = {**result().task, "name": "mnli", "splits": splits}
+    data = card(tmp_path, result(task=task, quality=dict.fromkeys(splits, quality))).data
+    assert {each.dataset_split for each in data.eval_results or ()} == set(splits.values())
+
+
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     local = {"id": "/home/me/models/encoder", "revision": None, "model_type": "bert", "fingerprint": "f00d"}
     task = {"name": "mine", "train_examples": 10, "labels": []}

@@ -140,3 +140,13 @@ def test_methods_are_checked(tmp_path: Path) -> None:
         apply_method(base, "prune-lora", RECIPES["default"])
     with pytest.raises(TrainingError, match=r"'adapters' is unknown; there are full, lora, prune-lora"):
         apply_method(base, "adapters", RECIPES["default"])  # pyright: ignore
+
+
+@pytest.mark.parametrize("method", ["lora", "prune-lora"])
+def test_the_pooler_of_deberta_trains_even_where_the_checkpoint_has_it(method: Any, tmp_path: Path) -> None:
+    """Most checkpoints lack it, and an adapter has to fit all of them."""
+    make_model("deberta-v2", dtype=torch.float32).save_pretrained(tmp_path)
+    base = load_base(str(tmp_path), label_names=("a", "b", "c"), seed=0)
+    model = apply_method(base, method, RECIPES["default"], plan=make_plan(base.model, {0: [1]}))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert any(".pooler." in name for name in trained)

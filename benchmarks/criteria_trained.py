@@ -46,8 +46,11 @@ from pruning_adapter.reproduce.grid import Done, check_recipes, load_cells, run_
 from pruning_adapter.reproduce.significance import (
     agreement,
     chance_of_difference,
+    chance_of_mean_difference,
+    differences,
     half_interval,
     tell_chance,
+    tell_difference,
     tell_mean,
 )
 from pruning_adapter.reproduce.study import begin_study, check_study
@@ -246,31 +249,69 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
         "",
         "![accuracy against what is kept](criteria.svg)",
     ]
+    asked = len(options.seeds)
+    of_dense = {task: cells_of(known, task, "lora") for task in options.tasks}
+    of_arm = {
+        (task, arm, rule): cells_of(known, task, name_of(arm, rule))
+        for task, arm, rule in product(options.tasks, options.arms, options.rules)
+    }
     for task in options.tasks:
-        of_task = [done for done in known if done.cell.task == task]
-        dense = [done for done in of_task if done.cell.arm == "lora"]
-        if not of_task or (options.dense and not dense):
+        dense = of_dense[task]
+        if options.dense and not dense:
             continue
-        of_arm = {
-            (arm, rule): [done for done in of_task if done.cell.arm == name_of(arm, rule)]
-            for arm, rule in product(options.arms, options.rules)
-        }
-        lines += [
-            "",
-            f"## {task}" + (f": dense LoRA {told(dense, dense, (), asked=len(options.seeds))}" if dense else ""),
-            "",
-        ]
-        lines += [f"| | {' | '.join(options.rules)} |", f"| --- | {' | '.join('---' for _ in options.rules)} |"]
-        for arm in options.arms:
-            row = [
-                told(of_arm[arm, rule], dense, of_arm.get((options.against, rule), []), asked=len(options.seeds))
+        beside = f": dense LoRA {told(dense, dense, (), asked=asked)}" if dense else ""
+        rows = {
+            arm: [
+                told(of_arm[task, arm, rule], dense, of_arm[task, options.against, rule], asked=asked)
                 for rule in options.rules
             ]
-            if any(row):
-                lines.append(f"| {arm} | {' | '.join(row)} |")
+            for arm in options.arms
+        }
+        lines += ["", f"## {task}{beside}", "", *table(options.rules, rows)]
+    against = {
+        "dense LoRA": {(task, rule): of_dense[task] for task, rule in product(options.tasks, options.rules)},
+        f'"{options.against}"': {(task, rule): of_arm[task, options.against, rule] for task, _, rule in of_arm},
+    }
+    for name, others in against.items():
+        rows = {
+            arm: [
+                mean_difference([(of_arm[task, arm, rule], others[task, rule]) for task in options.tasks])
+                for rule in options.rules
+            ]
+            for arm in options.arms
+        }
+        if any(map(any, rows.values())):
+            lines += [
+                "",
+                f"## Mean over the tasks minus {name}, in points [tasks x seeds]",
+                "",
+                *table(options.rules, rows),
+            ]
     write_text(options.output / "criteria.md", "\n".join(lines) + "\n")
     if known:
         draw(options, known)
+
+
+def cells_of(known: Sequence[Done], task: str, arm: str) -> list[Done]:
+    return [done for done in known if (done.cell.task, done.cell.arm) == (task, arm)]
+
+
+def table(rules: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """In Markdown, without rows that are empty."""
+    lines = [f"| | {' | '.join(rules)} |", f"| --- | {' | '.join('---' for _ in rules)} |"]
+    return lines + [f"| {arm} | {' | '.join(row)} |" for arm, row in rows.items() if any(row)]
+
+
+def mean_difference(pairs: Sequence[tuple[Sequence[Done], Sequence[Done]]]) -> str:
+    """Over the tasks that have both arms in some seed, and the seeds that all of these have."""
+    there = [pair for pair in pairs if differences(*pair)]
+    of_tasks = [differences(*pair) for pair in there]
+    seeds = sorted(set[int].intersection(*(set(found) for found in of_tasks))) if of_tasks else []
+    chance = chance_of_mean_difference(there) if seeds else None
+    if chance is None or any(ours == theirs for ours, theirs in there):
+        return ""
+    told = tell_difference([statistics.mean(found[seed] for found in of_tasks) for seed in seeds])
+    return f"{told} [{len(there)} x {len(seeds)}] ({tell_chance(chance)})"
 
 
 def told(found: Sequence[Done], dense: Sequence[Done], against: Sequence[Done], *, asked: int) -> str:

@@ -257,8 +257,6 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
     }
     for task in options.tasks:
         dense = of_dense[task]
-        if options.dense and not dense:
-            continue
         beside = f": dense LoRA {told(dense, dense, (), asked=asked)}" if dense else ""
         rows = {
             arm: [
@@ -267,7 +265,8 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
             ]
             for arm in options.arms
         }
-        lines += ["", f"## {task}{beside}", "", *table(options.rules, rows)]
+        if dense or (not options.dense and any(map(any, rows.values()))):
+            lines += ["", f"## {task}{beside}", "", *table(options.rules, rows)]
     against = {
         "dense LoRA": {(task, rule): of_dense[task] for task, rule in product(options.tasks, options.rules)},
         f'"{options.against}"': {(task, rule): of_arm[task, options.against, rule] for task, _, rule in of_arm},

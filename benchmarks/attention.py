@@ -56,7 +56,12 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    content = {"command": command_of(options), "machine": machine(), "versions": versions(), "rows": rows}
+    content: dict[str, Any] = {
+        "command": command_of(options),
+        "machine": machine(),
+        "versions": versions(),
+        "rows": rows,
+    }
     write_json(options.output, content)
     lines = [
         *heading(

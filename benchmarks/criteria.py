@@ -226,7 +226,7 @@ class Screen:
         return rank_agreement(scores.heads, self.measure(self.model_of(of), what, self.other).heads)
 
     def prune(self, scores: Any, rule: str, scope: Any, correction: Any) -> dict[str, float]:
-        asked = dict(RULES[rule])
+        asked: dict[str, Any] = dict(RULES[rule])
         if "encoder_macs" in asked:
             asked["keep_macs"] = self.whole_share(asked.pop("encoder_macs"))
         else:
@@ -269,7 +269,8 @@ class Screen:
             adapted = apply_method(base, "lora", self.recipe)
             self._train_(adapted)
             with replace_folder(folder) as aside:
-                merge(adapted).save_pretrained(aside)
+                trained: Any = merge(adapted)
+                trained.save_pretrained(aside)
         return load_base(str(folder), label_names=self.data.label_names, seed=self.seed).model.eval()
 
     def _train_(self, model: nn.Module, *, stop_after: float = 1.0) -> None:

@@ -198,7 +198,9 @@ def take_from_grid(folder: Path, cells: Sequence[Cell], base: Settings) -> list[
     check_study(folder, base)
     of_grid = load_cells(folder)
     check_recipes([done for done in of_grid if done.cell.recipe == "default"], base)
-    known = {(done.cell.recipe, done.cell.task, done.cell.arm, done.cell.seed): done for done in of_grid}
+    known: dict[tuple[str, str, str | None, int], Done] = {
+        (done.cell.recipe, done.cell.task, done.cell.arm, done.cell.seed): done for done in of_grid
+    }
     names = {"lora": "lora", **{name_of(ours, "70 % of heads"): theirs for ours, theirs in GRID_ARMS.items()}}
     places = {cell: ("default", cell.task, names.get(cell.arm), cell.seed) for cell in cells}
     return [replace(known[place], cell=cell) for cell, place in places.items() if place in known]

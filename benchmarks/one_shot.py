@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ class Bench:
         self.fixed_macs = macs.kept(sites, [()] * len(sites), LENGTH)
         only_heads = [range(site.units) if site.kind == "heads" else () for site in sites]
         self.head_macs = macs.kept(sites, only_heads, LENGTH) - self.fixed_macs
-        self.scores = cache(lambda order: self.measure(self.model, order))
+        self.scores = cache(partial(self.measure, self.model))
 
     @property
     def encoder_macs(self) -> int:
@@ -173,7 +173,8 @@ class Bench:
             base = load_base(self.options.model, label_names=self.data.label_names, seed=self.seed)
             self.train_(base.model, "full", RECIPE.epochs)
             with replace_folder(folder) as aside:
-                base.model.cpu().save_pretrained(aside)
+                trained: Any = base.model.cpu()
+                trained.save_pretrained(aside)
         return load_base(str(folder), label_names=self.data.label_names, seed=self.seed).model.eval()
 
     def train_(self, model: nn.Module, method: Any, epochs: float) -> None:
@@ -272,11 +273,12 @@ def torch_pruning(importance: Callable[[Any], Any], *, heads: float = 1.0, gradi
     """
 
     def arm(bench: Bench, budget: float, draw: int) -> nn.Module:
-        import torch_pruning as tp
+        import torch_pruning as tp  # pyright: ignore[reportMissingImports]: no dependency of the project
 
         share = bench.head_macs / bench.encoder_macs
         ratio = (1 - budget) / (share * heads + 1 - share)
         low, high = 0.0, 1.0
+        model = bench.model
         for _ in range(14):
             model = torch_pruning_(
                 copy.deepcopy(bench.model),
@@ -294,6 +296,10 @@ def torch_pruning(importance: Callable[[Any], Any], *, heads: float = 1.0, gradi
     return arm
 
 
+def sum_of_logits(outputs: Any) -> torch.Tensor:
+    return outputs.logits.sum()
+
+
 def torch_pruning_(
     model: Any, importance: Any, gradients: dict[str, torch.Tensor] | None, *, heads: float, neurons: float
 ) -> nn.Module:
@@ -302,7 +308,7 @@ def torch_pruning_(
     As its example for BERT does, but: heads and neurons are ranked in scopes of their own (`isomorphic`, its authors'
     later method), and the hidden size is left alone, as here for all arms.
     """
-    import torch_pruning as tp
+    import torch_pruning as tp  # pyright: ignore[reportMissingImports]: no dependency of the project
 
     for name, weight in model.named_parameters():
         weight.requires_grad_(True)
@@ -329,7 +335,7 @@ def torch_pruning_(
         in_channel_groups={},
         out_channel_groups={},
         ignored_layers=[model.base_model.embeddings, model.base_model.pooler, model.classifier, *hidden],
-        output_transform=lambda outputs: outputs.logits.sum(),
+        output_transform=sum_of_logits,
     )
     for group in pruner.step(interactive=True):
         group.prune()
@@ -408,7 +414,7 @@ def write(options: argparse.Namespace, cells: list[dict[str, Any]]) -> None:
     # A grid that was made in several goes names them all.
     before = json.loads(options.output.read_text())["commands"] if options.output.exists() else []
     commands = list(dict.fromkeys([*before, command]))
-    content = {"commands": commands, "model": options.model_id or options.model, "cells": cells}
+    content: dict[str, Any] = {"commands": commands, "model": options.model_id or options.model, "cells": cells}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, content)
     write_text(options.output.with_suffix(".md"), table(commands, content["model"], cells))

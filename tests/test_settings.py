@@ -15,6 +15,7 @@ from pruning_adapter.errors import (
     OutputError,
     PlanError,
     PruningAdapterError,
+    TrainingError,
 )
 from pruning_adapter.settings import DEMO_MODEL, Settings
 
@@ -166,6 +167,30 @@ def test_what_obs_does_not_know_is_refused(scorer: str, given: dict[str, Any]) -
     GOOD.changed({"scorer": "gradient", **given}).check()
     if scorer != "obs":
         GOOD.changed({"scorer": scorer, "order": "second", **given, "reduction": "example"}).check()
+
+
+@pytest.mark.parametrize("scorer", ["random", "magnitude"])
+def test_what_needs_gradients_is_refused_of_scores_that_have_none(scorer: str) -> None:
+    with pytest.raises(ImportanceError, match=f"order is 'second', but the scores are those of '{scorer}'"):
+        GOOD.changed({"scorer": scorer, "order": "second"}).check()
+
+
+def test_another_scorer_is_measured_in_its_own_way() -> None:
+    second = GOOD.changed({"scorer": "gradient", "order": "second", "reduction": "token"})
+    assert second.with_rule({"scorer": "obs"}) == GOOD.changed({"scorer": "obs"})
+    assert second.with_rule({"scorer": "reversed", "order": "first"}) == GOOD.changed(
+        {"scorer": "reversed", "order": "first"}
+    )
+    for kept in ({"keep_ratio": 0.5}, {"scorer": "gradient"}):
+        assert second.with_rule(kept) == second.changed(kept)
+
+
+def test_what_a_method_has_no_use_for_is_refused() -> None:
+    given = {"keep_ratio": 0.5, "seed": 1, "rounds": None}
+    with pytest.raises(TrainingError, match=r"keep_ratio is 0\.5, but the method 'lora' prunes nothing"):
+        GOOD.changed({"method": "lora"}).check_used(given)
+    GOOD.changed({"method": "full"}).check_used({"seed": 1, "keep_ratio": None})
+    GOOD.check_used(given)
 
 
 @pytest.mark.parametrize("other", [{"keep_heads": 5}, {"keep_ratio": 0.5}, {"preset": "paper"}])

@@ -29,6 +29,12 @@ _CHOSEN_AFTER_START = (
     *("length", "dtype", "latency_table", "multiple_of", "grouping", "allow_empty_blocks", "reconstruct"),
     *("top_blocks", "block_importance", "model_name", "report_to"),
 )
+_OF_GRADIENTS = ("order", "reduction", "stop_when_stable")
+_OF_PRUNING = (
+    *("scorer", "units", "examples", *_OF_GRADIENTS),
+    *(*RULES, "latency_table", "length", "dtype", "prune_after", "rounds", *DECIDED_BY_PRESET),
+)
+"""What methods that do not prune have no use for."""
 _OF_TRAINING = (
     *("task", "text_columns", "label_column", "train_rows", "recipe", "epochs", "learning_rate", "seed", "prune_after"),
     *("target", "accumulate", "padding_free", "bf16"),
@@ -278,13 +284,31 @@ class Settings:
         return find_recipe(self.recipe).scorer if self.order is None else "gradient"
 
     def _check_scorer(self) -> None:
-        if self.measured_scorer != "obs":
+        if self.measured_scorer == "gradient":
             return
-        for name in ("order", "reduction", "stop_when_stable"):
+        for name in _OF_GRADIENTS:
             if getattr(self, name) != getattr(Settings(), name):
                 raise ImportanceError(
-                    f"{name} is {getattr(self, name)!r}, but the scores are those of 'obs', which knows no such "
-                    "choice. Leave it out, or say --scorer gradient."
+                    f"{name} is {getattr(self, name)!r}, but the scores are those of {self.measured_scorer!r}, which "
+                    "knows no such choice. Leave it out, or say --scorer gradient."
+                )
+
+    def check_used(self, given: Mapping[str, Any]) -> None:
+        """Refuse what was asked of pruning from a method that does not prune.
+
+        Args:
+            given: what was asked for by name, None where nothing was.
+
+        Raises:
+            TrainingError: which option would do nothing.
+        """
+        if self.method == "prune-lora":
+            return
+        for name in _OF_PRUNING:
+            if given.get(name) is not None:
+                raise TrainingError(
+                    f"{name} is {given[name]}, but the method {self.method!r} prunes nothing and spreads no ranks, so "
+                    "that it would do nothing. Leave it out, or use --method prune-lora."
                 )
 
     def chosen(self, name: str) -> Any:
@@ -372,7 +396,8 @@ class Settings:
     def with_rule(self, given: Mapping[str, Any]) -> "Settings":
         """As `changed`; a rule or a source of data in `given` replaces another that was set earlier.
 
-        What goes with the other goes too: a rule's table, a file's columns, and what a preset decides itself.
+        What goes with the other goes too: a rule's table, a file's columns, what a preset decides itself, and how
+        another scorer was to be measured.
         """
         unset, gone = Settings(), set[str]()
         if any(given.get(name) is not None for name in RULES):
@@ -380,6 +405,8 @@ class Settings:
             gone |= {*RULES, "latency_table"}
         if given.get("preset") is not None:
             gone |= set(DECIDED_BY_PRESET)
+        if given.get("scorer") not in (None, self.scorer):
+            gone |= set(_OF_GRADIENTS)
         of_files = ("train_file", "validation_file", "text_columns", "label_column")
         sources: Mapping[str, tuple[str, ...]] = {"demo": ("demo",), "task": ("task",), "train_file": of_files}
         if any(given.get(source) for source in sources):

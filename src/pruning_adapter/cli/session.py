@@ -94,6 +94,7 @@ def begin_run(folder: Path, given: Mapping[str, Any], *, overwrite: bool, resume
 
     settings, path = Settings().changed(_plain(given)), folder / "settings.json"
     work = Run(settings, folder, command=command_line())
+    settings.check_used(given)
     check_folder(folder, overwrite=overwrite, resume=resume)
     first_does(partial(hold_folder, folder, only_if_there=True))
     if resume and path.exists():

@@ -65,6 +65,7 @@ RULES: Mapping[str, Mapping[str, float]] = {
     "33 % of heads": {"keep_ratio": 0.33},
     "50 % of MACs": {"encoder_macs": 0.5},
     "33 % of MACs": {"encoder_macs": 0.33},
+    "20 % of MACs": {"encoder_macs": 0.2},
 }
 PLAIN = {"reconstruct": "none"}
 OURS = {"prune_after": 0.2, "scorer": "obs", "reconstruct": "lstsq"}

@@ -221,7 +221,8 @@ def encoder_shares(model: str) -> dict[float, float]:
     dense = load_base(model, label_names=("no", "yes"), seed=0).model
     counted, sites = count_model_macs(dense), identify(dense).all_sites
     fixed, whole = counted.kept(sites, [()] * len(sites), LENGTH), counted.dense(LENGTH)
-    return {share: round((share * (whole - fixed) + fixed) / whole, 6) for share in (0.5, 0.33)}
+    asked = {rule["encoder_macs"] for rule in RULES.values() if "encoder_macs" in rule}
+    return {share: round((share * (whole - fixed) + fixed) / whole, 6) for share in asked}
 
 
 def prepare(threads: int) -> None:

@@ -83,9 +83,13 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_task(tmp_path_factory.mktemp("task"), ["no", "yes"])
 
 
-def inputs(model: Path, task: Path) -> list[object]:
+def model_and_data(model: Path, task: Path) -> list[object]:
     files = ["--train-file", task / "train.csv", "--validation-file", task / "dev.csv"]
-    return ["--model", model, *files, "--text-columns", "text", "--label-column", "label", *AT_ONCE]
+    return ["--model", model, *files, "--text-columns", "text", "--label-column", "label"]
+
+
+def inputs(model: Path, task: Path) -> list[object]:
+    return [*model_and_data(model, task), *AT_ONCE]
 
 
 # The shortest way: before any training, by gradients. tests/test_prune_after.py takes the longer one.
@@ -349,7 +353,7 @@ def test_without_scores_of_heads_the_report_still_tells_what_was_kept(model: Pat
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_other_methods_go_the_same_way(model: Path, task: Path, tmp_path: Path, method: str) -> None:
-    folder, arguments = tmp_path / "run", [*inputs(model, task), *TRAIN, "--method", method]
+    folder, arguments = tmp_path / "run", [*model_and_data(model, task), *TRAIN, "--method", method]
     call("run", *arguments, "--output-dir", folder)
     result = result_of(folder)
     assert names(folder) == {

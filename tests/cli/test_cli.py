@@ -24,10 +24,12 @@ from pruning_adapter import __version__, cli, pipeline
 from pruning_adapter.architectures.identity import identify
 from pruning_adapter.checkpoint import save_pruned
 from pruning_adapter.costs.latency import LatencyTable
+from pruning_adapter.errors import TrainingError
 from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.pipeline import inputs
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.run_folder import LOCK
+from pruning_adapter.settings import Settings
 from pruning_adapter.surgery import prune_
 from tiny import make_model
 
@@ -382,6 +384,20 @@ def test_rows_that_cannot_be_used_are_refused_by_file_and_line(
 
 
 # ---- settings
+
+
+def test_every_option_of_pruning_is_refused_beside_a_method_that_does_not_prune() -> None:
+    """And no other: what a verb's help lists under importance and plans, when units go, and in how many rounds."""
+    of_pruning = f"{SCORE} {PLAN} --prune-after --rounds".split()
+    for option in VERBS["run"].split():
+        name = option.removeprefix("--").replace("-", "_")
+        given = {name: 1}
+        Settings().check_used(given)
+        if option in of_pruning:
+            with pytest.raises(TrainingError, match=f"{name} is 1, but the method 'lora' prunes nothing"):
+                Settings(method="lora").check_used(given)
+        else:
+            Settings(method="lora").check_used(given)
 
 
 @pytest.mark.parametrize(

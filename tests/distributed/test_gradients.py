@@ -23,6 +23,7 @@ def adapted() -> Any:
 
 
 def gradients_of(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """By name, as lists, which cross to another process as they are."""
     model(**batch).loss.backward()
     trained = ((name, weight.grad) for name, weight in model.named_parameters())
     return {name.removeprefix("module."): grad.tolist() for name, grad in trained if grad is not None}
@@ -40,4 +41,5 @@ def test_two_processes_compute_the_gradients_of_one(pair: Pair) -> None:
     for found in pair.do(gradients_of_every_other_row):
         assert set(found) == set(expected)
         for name, gradient in expected.items():
-            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(gradient), rtol=1e-10, atol=1e-12)
+            ours, theirs = (torch.tensor(each, dtype=torch.float64) for each in (found[name], gradient))
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)

@@ -26,7 +26,6 @@ def make_settings(folder: Path) -> Settings:
         keep_macs=0.6,
         epochs=2,
         prune_after=0.5,
-        rounds=1,
     )
 
 

@@ -91,6 +91,31 @@ def test_the_cost_of_training_counts_both_parts() -> None:
     assert mixed["parts"] == [{"share": 0.5, "time": 0.8}, {"share": 0.5, "time": 0.4}]
 
 
+def test_the_first_part_is_measured_with_the_dense_model(
+    finished: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 % of the steps dense, 70 % with what stays; the memory is that of the larger."""
+    sizes: list[int] = []
+
+    def measure(run: Run, model: Any, **shape: int) -> dict[str, Any]:
+        sizes.append(sum(weights.numel() for weights in model.parameters()))
+        time = dict.fromkeys(("median", "q1", "q3"), 10.0 ** len(sizes))
+        return {"training_time_ratio": time, "peak_training_bytes": sizes[-1]}
+
+    monkeypatch.setattr(Run, "compare_training", measure)
+    run = Run(settings, finished)
+    model = run._load_adapted()
+    run.settings = replace(settings, prune_after=0.3)
+    found = run.compare_training_in_parts(model, batch=2, length=8)
+    assert sizes[0] > sizes[1]
+    assert found["training_time_ratio"]["median"] == pytest.approx(0.3 * 10 + 0.7 * 100)
+    assert found["peak_training_bytes"] == sizes[0]
+    run.settings = replace(settings, prune_after=0.0)
+    found = run.compare_training_in_parts(model, batch=2, length=8)
+    assert found["training_time_ratio"]["median"] == 1000
+    assert found["parts"] == [{"share": 1.0, "time": 1000}]
+
+
 def test_the_result_says_when_units_went(finished: Path) -> None:
     assert Result.load(finished / "result.json").recipe["prune_after"] == 0.5
 

@@ -186,7 +186,7 @@ def test_another_scorer_is_measured_in_its_own_way() -> None:
 
 
 def test_what_a_method_has_no_use_for_is_refused() -> None:
-    given = {"keep_ratio": 0.5, "seed": 1, "rounds": None}
+    given = {"keep_ratio": 0.5, "seed": 1, "keep_macs": None}
     with pytest.raises(TrainingError, match=r"keep_ratio is 0\.5, but the method 'lora' prunes nothing"):
         GOOD.changed({"method": "lora"}).check_used(given)
     GOOD.changed({"method": "full"}).check_used({"seed": 1, "keep_ratio": None})

@@ -12,7 +12,7 @@ from pruning_adapter.cli.session import open_run
 from pruning_adapter.errors import CheckpointError, DataError, OutputError, PlanError, TrainingError
 from pruning_adapter.evaluation.latency import measure_latency
 from pruning_adapter.pipeline import Run
-from pruning_adapter.pipeline.rounds import start_rank
+from pruning_adapter.pipeline.start import start_rank
 from pruning_adapter.settings import Settings
 from pruning_adapter.training import trainer
 from pruning_adapter.training.base_model import load_base
@@ -123,9 +123,13 @@ def test_what_stays_must_train(settings: Settings, tmp_path: Path, share: float)
             refused()
 
 
-def test_a_presets_lowest_rank_is_the_starts() -> None:
+def test_the_starts_rank_is_the_lowest_that_follows() -> None:
+    """Because ranks only grow; where no block gets the low one, it is the high one; a budget's are not known yet."""
     assert start_rank(Settings(preset="paper")) == 4
     assert start_rank(Settings()) == 8
+    assert start_rank(Settings(low_rank=3, high_rank=16)) == 3
+    assert start_rank(Settings(low_rank=0, high_rank=16)) == 16
+    assert start_rank(Settings(rank_budget=5000)) == 8
 
 
 def test_what_cannot_be_is_refused_before_an_old_run_goes(settings: Settings, tmp_path: Path) -> None:
@@ -135,8 +139,6 @@ def test_what_cannot_be_is_refused_before_an_old_run_goes(settings: Settings, tm
         check(settings, tmp_path, files | {"teacher": str(tmp_path / "teacher" / "merged")}, classes=("a", "b", "c"))
     with pytest.raises(PlanError, match="length is 1024 tokens, but the model reads 128"):
         Run(replace(settings, length=1024), tmp_path / "run").check_rule()
-    with pytest.raises(TrainingError, match="5 rounds after the steps 1, 1, 2, 2, 3"):
-        Run(replace(settings, rounds=5), tmp_path / "run").check_rule()
 
 
 def check(settings: Settings, folder: Path, given: dict[str, Any], *, classes: tuple[str, ...]) -> None:

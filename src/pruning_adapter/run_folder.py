@@ -12,7 +12,6 @@ from pruning_adapter.storage import remove_leftovers, stays_in, take_away
 __all__ = [
     "BESIDE",
     "LOCK",
-    "ROUNDS",
     "STEPS",
     "check_folder",
     "check_links",
@@ -26,8 +25,6 @@ __all__ = [
 _LOGGER = logging.getLogger(__name__)
 LOCK = ".lock"
 SETTINGS = "settings.json"
-ROUNDS = "rounds"
-"""Where all rounds but the last lie, by number, each as a run's folder."""
 CARD = ("README.md", "pruning.png")
 
 STEPS = {
@@ -40,7 +37,7 @@ STEPS = {
 }
 """What each step writes, in their order."""
 BESIDE = {
-    "importance": ("start", "start-checkpoints", ROUNDS, "sweep.json", "sweep.png"),
+    "importance": ("start", "start-checkpoints", "sweep.json", "sweep.png"),
     "plan": ("latency.json",),
     "train": ("base", "checkpoints", "logs"),
     "merge": ("model.onnx", "model-int8.onnx", "model.pt2", "stock", "uniform", "transformers4"),
@@ -48,7 +45,7 @@ BESIDE = {
     "evaluate": tuple(f"{folder}/{file}" for folder in ("merged", "adapter") for file in CARD),
 }
 """What came of a step on the way: it goes when the step is done anew, and keeps no step from being done."""
-WRITTEN_INTO = ("start-checkpoints", "checkpoints", "logs", ROUNDS)
+WRITTEN_INTO = ("start-checkpoints", "checkpoints", "logs")
 """Folders that are written file by file, not replaced as a whole."""
 NEEDS = {
     "plan": ("importance.json", "importance"),
@@ -165,6 +162,3 @@ def clear_leftovers(folder: Path) -> None:
     for place, names in names_in.items():
         if place.is_dir() and not place.is_symlink():
             remove_leftovers(place, names)
-    for number in sorted((folder / ROUNDS).glob("*/")):
-        if not (number.parent.is_symlink() or number.is_symlink()):
-            clear_leftovers(number)

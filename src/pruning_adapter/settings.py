@@ -32,15 +32,13 @@ _CHOSEN_AFTER_START = (
 _OF_GRADIENTS = ("order", "reduction", "stop_when_stable")
 _OF_PRUNING = (
     *("scorer", "units", "examples", *_OF_GRADIENTS),
-    *(*RULES, "latency_table", "length", "dtype", "prune_after", "rounds", *DECIDED_BY_PRESET),
+    *(*RULES, "latency_table", "length", "dtype", "prune_after", *DECIDED_BY_PRESET),
 )
 """What methods that do not prune have no use for."""
 _OF_TRAINING = (
     *("task", "text_columns", "label_column", "train_rows", "recipe", "epochs", "learning_rate", "seed", "prune_after"),
     *("target", "accumulate", "padding_free", "bf16"),
 )
-_ONE_ROUND = ("preset", "threshold")
-"""Rules that speak of scores, not of a share that stays."""
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
@@ -50,7 +48,6 @@ _RANGES: Mapping[str, tuple[type[Exception], Callable[[float], bool], str]] = {
     "epochs": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
     "learning_rate": (TrainingError, lambda value: 0 < value < float("inf"), "a positive number"),
     "prune_after": (TrainingError, lambda value: 0 <= value < 1, "a share of the training, in [0, 1)"),
-    "rounds": (TrainingError, lambda value: value >= 1, "1 or more"),
     "accumulate": (TrainingError, lambda value: value >= 1, "1 or more"),
     "seed": (TrainingError, lambda value: 0 <= value < 2**32, f"in 0 to {2**32 - 1}"),
     "keep_heads": (PlanError, lambda value: value >= 1, "1 or more"),
@@ -99,8 +96,6 @@ class Settings:
     seed: int = 0
     prune_after: float | None = None
     """In place of the recipe's share of the training in which the dense model trains first."""
-    rounds: int | None = None
-    """In how many rounds units go, the last of them after that share; None: the recipe's."""
     scorer: Scorer | None = None
     """None: the recipe's. "reversed" turns the recipe's around, "shuffled" deals them out anew within each site; where
     `order` is given, the gradient's."""
@@ -179,7 +174,6 @@ class Settings:
             if value is not None and not (isinstance(value, int | float) and holds(value)):
                 raise error(f"{name} is {value}; it must be {rule}.")
         self._check_plan(rules[0] if rules else None)
-        self._check_rounds(rules[0] if rules else None)
 
     def _check_plan(self, rule: str | None) -> None:
         if rule == "preset":
@@ -198,20 +192,6 @@ class Settings:
         low, high = self.ranks
         if self.rank_budget is None and low > high:
             raise PlanError(f"low_rank is {low}; it must not be above high_rank, {high}.")
-
-    def _check_rounds(self, rule: str | None) -> None:
-        if (self.rounds or 1) == 1:
-            return
-        if rule in _ONE_ROUND:
-            raise PlanError(
-                f"rounds is {self.rounds}, but the rule {rule} speaks of scores, not of a share that stays, so units "
-                "go at once. Leave rounds out, or use a budget, keep_heads or keep_ratio."
-            )
-        if not self.chosen("prune_after"):
-            raise TrainingError(
-                f"rounds is {self.rounds}, but prune_after is 0: without training in between there is one round. Leave "
-                "rounds out, or say --prune-after."
-            )
 
     def _check_data(self) -> None:
         sources = [
@@ -327,14 +307,6 @@ class Settings:
         low = min(rank, self.high_rank or rank) if self.low_rank is None else self.low_rank
         high = max(2 * rank, low) if self.high_rank is None else self.high_rank
         return low, high
-
-    @property
-    def rounds_taken(self) -> int:
-        """In how many rounds units go: one where nothing trains in between, or by rules that speak of scores."""
-        at_once = any(getattr(self, rule) is not None for rule in _ONE_ROUND)
-        if at_once or self.method != "prune-lora" or not self.chosen("prune_after"):
-            return 1
-        return self.chosen("rounds")
 
     def of_start(self) -> dict[str, Any]:
         """Those settings that decide what the dense model learns before units go: all but what is chosen after it."""

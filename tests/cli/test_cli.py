@@ -62,7 +62,7 @@ DATA = (
 )
 SCORE = "--scorer --units --order --reduction --examples --stop-when-stable"
 VERBS = {
-    "run": f"{DATA} {SCORE} {PLAN} --method --recipe --prune-after --rounds {TRAIN} --output-dir --overwrite --resume "
+    "run": f"{DATA} {SCORE} {PLAN} --method --recipe --prune-after {TRAIN} --output-dir --overwrite --resume "
     "--threads --verbose",
     "importance": f"{DATA} {SCORE} --recipe --prune-after --target {TRAIN} --output-dir --figure --overwrite --threads "
     "--verbose",
@@ -387,8 +387,8 @@ def test_rows_that_cannot_be_used_are_refused_by_file_and_line(
 
 
 def test_every_option_of_pruning_is_refused_beside_a_method_that_does_not_prune() -> None:
-    """And no other: what a verb's help lists under importance and plans, when units go, and in how many rounds."""
-    of_pruning = f"{SCORE} {PLAN} --prune-after --rounds".split()
+    """And no other: what a verb's help lists under importance and plans, and when units go."""
+    of_pruning = f"{SCORE} {PLAN} --prune-after".split()
     for option in VERBS["run"].split():
         name = option.removeprefix("--").replace("-", "_")
         given = {name: 1}

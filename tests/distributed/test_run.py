@@ -106,21 +106,6 @@ def test_two_processes_leave_what_one_leaves(
     assert json.loads((two / "result.json").read_text(encoding="utf-8"))["command"].startswith("torchrun")
 
 
-def test_two_processes_prune_in_rounds(place: Path, tmp_path: Path) -> None:
-    """What a round starts from is trained by both, though only one of them decides what goes."""
-    words = ["run", *options(place), "--epochs", "2", "--prune-after", "0.5", "--rounds", "2", "--keep-ratio", "0.5"]
-    done = launch(["-m", "pruning_adapter"], [*words, "--output-dir", str(tmp_path / "two")])
-    assert done.returncode == 0, done.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["pruning-adapter", *words, "--output-dir", str(tmp_path / "one")])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    assert end.value.code == 0
-    for name in ("plan.json", "ranks.json"):
-        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    assert_same_model(tmp_path / "one", tmp_path / "two")
-
-
 KILL_ONE = """
 import os, signal, sys
 from pathlib import Path

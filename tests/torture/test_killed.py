@@ -21,7 +21,7 @@ from forge import ENDED, KILLED, Forge, Moment, Outcome, check_refused
 from pruning_adapter import ImportanceScores, PruningPlan, RankPlan, load_pruned
 from pruning_adapter.evaluation.result import Result
 from pruning_adapter.pipeline import PREDICTIONS, TRAINING
-from pruning_adapter.run_folder import LOCK, ROUNDS
+from pruning_adapter.run_folder import LOCK
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json
 from tiny_encoder import make_texts, save_tiny_encoder
@@ -55,9 +55,6 @@ SAME = (
     "merged/model.safetensors",
     "merged/config.json",
     "start/model.safetensors",
-    "rounds/1/importance.json",
-    "rounds/1/plan.json",
-    "rounds/1/base/model.safetensors",
 )
 """What a run gives to the bit whenever it is run."""
 
@@ -111,8 +108,8 @@ def scene(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     argv: list[object] = ["run", "--model", model, "--text-columns", "text", "--label-column", "label"]
     argv += ["--train-file", folder / "train.csv", "--validation-file", folder / "dev.csv"]
     argv += ["--keep-macs", 0.5, "--epochs", 2, "--learning-rate", 0.01, "--threads", 1]
-    # Units go after two steps of six, and after three.
-    argv += ["--prune-after", 0.5, "--rounds", 2]
+    # Units go after three steps of six.
+    argv += ["--prune-after", 0.5]
     undisturbed = folder / "undisturbed"
     found = forge.run([*argv, "--output-dir", undisturbed], undisturbed)
     assert found.status == ENDED, found.said
@@ -127,8 +124,7 @@ def stages_of(moments: Sequence[Moment]) -> list[str]:
     stage = "evaluating"
     # Backwards, for much is made ready before a name tells what for.
     for moment in reversed(moments):
-        within = re.sub(r"^/(rounds/\d+/)?", "", moment.path)
-        name = re.sub(r"^\.+|\.unfinished-by-.*", "", within.partition("/")[0])
+        name = re.sub(r"^\.+|\.unfinished-by-.*", "", moment.path.removeprefix("/").partition("/")[0])
         stage = STAGE_OF.get(name, stage)
         found.append(stage)
     found.reverse()
@@ -160,10 +156,7 @@ def check_whole(folder: Path) -> None:
         **dict.fromkeys(("start", "base", "merged"), load_pruned),
     }
     for path in folder.iterdir():
-        if path.name == ROUNDS:
-            for number in path.iterdir():
-                check_whole(number)
-        elif path.name in read:
+        if path.name in read:
             read[path.name](path)
         else:
             # The Trainer's own, and what is being written, in places of their own.

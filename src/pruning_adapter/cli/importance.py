@@ -49,8 +49,6 @@ def importance(
     """Measure how much each head and neuron matters for a task; writes importance.json.
 
     Where the recipe prunes after a share of the training (--prune-after), that share comes first; writes start/.
-    Step by step, units go in one round, because those in between would need the plan; `run` takes the recipe's
-    --rounds.
     """
     given = {
         name: value

@@ -41,7 +41,6 @@ __all__ = [
     "Reconstruct",
     "Reduction",
     "Revision",
-    "Rounds",
     "ScorerName",
     "Seed",
     "StopWhenStable",
@@ -195,10 +194,6 @@ LearningRate = Annotated[float | None, typer.Option(help="In place of the recipe
 PruneAfter = Annotated[
     float | None,
     typer.Option(help="Share of the training before units go, in [0, 1). [the recipe's]", rich_help_panel=_TRAIN),
-]
-Rounds = Annotated[
-    int | None,
-    typer.Option(help="In how many rounds units go, the last after that share. [the recipe's]", rich_help_panel=_TRAIN),
 ]
 Teacher = Annotated[
     str | None,

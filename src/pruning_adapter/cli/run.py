@@ -55,7 +55,6 @@ def run(
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
     prune_after: o.PruneAfter = None,
-    rounds: o.Rounds = None,
     teacher: o.Teacher = None,
     report_to: o.ReportTo = None,
     accumulate: o.Accumulate = None,

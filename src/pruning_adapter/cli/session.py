@@ -6,7 +6,6 @@ import shlex
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,9 +125,6 @@ def open_run(folder: Path, given: Mapping[str, Any], *, step: str, overwrite: bo
         raise CheckpointError(f"{folder} holds no run; begin one with `pruning-adapter importance`.")
     before = Settings.load(path) if path.exists() else Settings()
     settings = before.with_rule(_plain(given))
-    if step == "importance" and settings.rounds_taken > 1:
-        # Those in between would need the plan before it is made.
-        settings = replace(settings, rounds=1)
     work = Run(settings, folder, command=command_line())
     first_does(partial(hold_folder, folder, only_if_there=True))
     check_step(folder, step, method=settings.method, overwrite=overwrite)

@@ -5,16 +5,15 @@ from typing import TYPE_CHECKING
 
 from pruning_adapter.architectures.limits import limits_of
 from pruning_adapter.decide import plan_from_settings
-from pruning_adapter.errors import CheckpointError, PlanError
+from pruning_adapter.errors import CheckpointError, PlanError, TrainingError
 from pruning_adapter.importance import random_importance
-from pruning_adapter.pipeline.rounds import check_stops
 from pruning_adapter.surgery.reconstruct import check_can_be_corrected
 from pruning_adapter.training.trainer import count_steps, last_step
 
 if TYPE_CHECKING:
     from pruning_adapter.pipeline.run import Run
 
-__all__ = ["check_length", "check_one_round", "check_rule", "check_started", "check_steps"]
+__all__ = ["check_length", "check_rule", "check_started", "check_steps"]
 
 
 def check_rule(run: "Run") -> None:
@@ -41,14 +40,20 @@ def check_rule(run: "Run") -> None:
 
 
 def check_steps(run: "Run") -> None:
-    """Refuse a training whose parts, before units go, between rounds and after, do not all have a step.
+    """Refuse a training of which no step is left after units go.
 
     Raises:
-        TrainingError: which steps, and what to do.
+        TrainingError: which step, and what to do.
     """
-    if run.prune_after:
-        steps = count_steps(len(run.data.train), run.recipe)
-        check_stops([last_step(each.prune_after, steps) for each in run.rounds], steps)
+    if not run.prune_after:
+        return
+    steps = count_steps(len(run.data.train), run.recipe)
+    stop = last_step(run.prune_after, steps)
+    if stop >= steps:
+        raise TrainingError(
+            f"Units would go after step {stop} of {steps}, so that what stays would not train at all. Take more "
+            "epochs or more rows, an earlier --prune-after, or --prune-after 0."
+        )
 
 
 def check_length(run: "Run") -> None:
@@ -78,17 +83,4 @@ def check_started(run: "Run") -> None:
             f"Units are to go after {run.prune_after:.0%} of the training, but {run.folder} holds scores of a model "
             "that had not begun to train. Score anew with these options (`pruning-adapter importance --overwrite`), or "
             "train by the recipe that was scored by."
-        )
-
-
-def check_one_round(run: "Run") -> None:
-    """Refuse another plan where rounds before the last went by this one.
-
-    Raises:
-        PlanError: what to do instead.
-    """
-    if run.settings.rounds_taken > 1:
-        raise PlanError(
-            f"This run prunes in {run.settings.rounds_taken} rounds, each scored anew after what went before by the "
-            "run's own rule. Begin another run with the other rule; or one with --rounds 1, which can be planned anew."
         )

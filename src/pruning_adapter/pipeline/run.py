@@ -9,11 +9,10 @@ Where a plan corrects the kept weights for what is gone, training also writes ba
 adapter belongs to.
 """
 
-import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ from torch import nn
 from transformers import set_seed
 
 from pruning_adapter.adapter.carry import carry_, take_out_
-from pruning_adapter.architectures.identity import PrunedState, dense_parameters, identify, pruned_state
+from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
 from pruning_adapter.checkpoint.adapter import save_adapter
 from pruning_adapter.checkpoint.hub import find_model
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
@@ -43,13 +42,12 @@ from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.pipeline.describe import describe_pruning, warn
 from pruning_adapter.pipeline.inputs import device
-from pruning_adapter.pipeline.refusals import check_length, check_one_round, check_rule, check_started, check_steps
-from pruning_adapter.pipeline.rounds import split_rounds
+from pruning_adapter.pipeline.refusals import check_length, check_rule, check_started, check_steps
 from pruning_adapter.pipeline.start import CHECKPOINT, TRAINING, Start
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
 from pruning_adapter.processes import first_does, first_says, process_count
-from pruning_adapter.run_folder import ROUNDS, check_links
+from pruning_adapter.run_folder import check_links
 from pruning_adapter.scoring import score_from_settings
 from pruning_adapter.storage import read_json, write_json
 from pruning_adapter.surgery.prune import check_plan_fits, note_in_config
@@ -72,24 +70,6 @@ COMPARED_BATCH = 32
 
 class Run(Start):
     """One run in its folder. Steps that are done already are not done again: their files are read."""
-
-    @cached_property
-    def earlier(self) -> "Run | None":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The round before this one: a run of its own in rounds/, with a looser budget; None in the first."""
-        found: Run | None = None
-        if self.settings.rounds_taken > 1:
-            dense = self.load_base().model
-            before = split_rounds(self.settings, identify(dense), dense_parameters(dense))[:-1]
-            for number, settings in enumerate(before, 1):
-                run = copy.copy(self)
-                run.settings, run.folder, run.earlier = settings, self.folder / ROUNDS / str(number), found
-                found = run
-        return found
-
-    @property
-    def rounds(self) -> "tuple[Run, ...]":
-        """All rounds, the last of which is this one."""
-        return (self,) if self.earlier is None else (*self.earlier.rounds, self)
 
     def load_adapted_base(self) -> BaseModel:
         """The base that LoRA is attached to: the dense one, or a pruned one that trained before or was corrected.
@@ -140,7 +120,6 @@ class Run(Start):
                 check_started(self)
                 check_plan_fits(self.load_start().model, self.plan()[0])
         if step == "plan":
-            check_one_round(self)
             self.check_start()
             self.decide()
         if step == "merge":
@@ -168,7 +147,7 @@ class Run(Start):
         Raises:
             PlanError: an unknown currency, or one whose cost was not counted.
         """
-        settings, scores = self.settings, self.rounds[0].measure()
+        settings, scores = self.settings, self.measure()
         return sweep_budgets(
             # All that was scored competes, unless it was said what may go.
             scores if settings.units is None else choose_units(settings, scores),
@@ -197,7 +176,7 @@ class Run(Start):
         plan_path, ranks_path = self.folder / "plan.json", self.folder / "ranks.json"
         if first_says(plan_path.exists() and ranks_path.exists()):
             return PruningPlan.load(plan_path), RankPlan.load(ranks_path)
-        # What a round starts from is trained by all processes.
+        # Scoring takes all processes.
         self.measure()
         decided = first_does(partial(self._write_plan, plan_path, ranks_path))
         return decided or (PruningPlan.load(plan_path), RankPlan.load(ranks_path))
@@ -222,7 +201,7 @@ class Run(Start):
         # Also those of a run that was killed as soon as training.json was there.
         first_does(partial(shutil.rmtree, checkpoints, ignore_errors=True))
 
-    def load_to_train(self, checkpoints: Path) -> nn.Module:
+    def _load_to_train(self, checkpoints: Path) -> nn.Module:
         """The model as it trains; where it trained before, with a checkpoint in `checkpoints` to go on from."""
         plan, ranks = self.plan() if self.method == "prune-lora" else (None, None)
         base = self.load_adapted_base()
@@ -235,7 +214,7 @@ class Run(Start):
         return model
 
     def _train_to_the_end(self, checkpoints: Path) -> None:
-        model = self.load_to_train(checkpoints)
+        model = self._load_to_train(checkpoints)
         trainable = count_trainable(model)
         history = self._train_(model, checkpoints)
         self._save_trained(model)
@@ -295,8 +274,7 @@ class Run(Start):
         pruning = None
         if self.method == "prune-lora":
             shown = self.settings.normalization or "block"
-            # Only the first round scored all that is gone now.
-            pruning = describe_pruning(self.rounds[0].measure(), *self.plan(), normalization=shown, length=length)
+            pruning = describe_pruning(self.measure(), *self.plan(), normalization=shown, length=length)
         result = Result(
             task={
                 "name": self.data.name,
@@ -314,7 +292,6 @@ class Run(Start):
                 "precision": "bfloat16 autocast" if self.settings.bf16 else "float32",
                 "padding_free": self.settings.padding_free,
                 "prune_after": self.prune_after,
-                "rounds": self.settings.rounds_taken,
             },
             quality=quality,
             cost={
@@ -354,25 +331,13 @@ class Run(Start):
         )
 
     def compare_training_in_parts(self, model: nn.Module, *, batch: int, length: int) -> dict[str, Any]:
-        """The same for the mean step of a training that ends with `model` and began with larger ones."""
-        models = [model]
+        """The same for the mean step of a training that ends with `model` and began with the dense one."""
+        models = [(1 - self.prune_after, model)]
         if self.prune_after:
-            smaller = (self._load_sizes(*run.plan()) for run in self.rounds[:-1])
-            models = [self._adapt_whole(self.load_base()), *smaller, model]
-        ends = [*(run.prune_after for run in self.rounds if self.prune_after), 1.0]
+            models.insert(0, (self.prune_after, self._adapt_whole(self.load_base())))
         return mix_training(
-            [
-                (end - begin, self.compare_training(each, batch=batch, length=length))
-                for begin, end, each in zip([0.0, *ends[:-1]], ends, models, strict=True)
-            ]
+            [(share, self.compare_training(each, batch=batch, length=length)) for share, each in models]
         )
-
-    def _load_sizes(self, plan: PruningPlan, ranks: RankPlan) -> nn.Module:
-        """A model as large as that of an earlier round, which is gone: with other weights, which cost as much."""
-        base = self.load_base()
-        dense = identify(base.model)
-        plan, ranks = replace(plan, model=dense, reconstruct="none"), replace(ranks, model=dense)
-        return apply_method(base, "prune-lora", self.recipe, plan=plan, ranks=ranks)
 
     def _compare_training(self, batch: int, length: int) -> dict[str, Any]:
         model = self._load_adapted(trainable=True)

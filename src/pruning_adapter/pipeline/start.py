@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from torch import nn
 from transformers import set_seed
@@ -15,15 +15,16 @@ from transformers import set_seed
 from pruning_adapter.adapter.files import check_folder
 from pruning_adapter.architectures.identity import dense_parameters, identify
 from pruning_adapter.architectures.shapes import SiteShape
-from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
+from pruning_adapter.checkpoint.merged import merge, save_pruned
 from pruning_adapter.errors import CheckpointError, PruningAdapterError
 from pruning_adapter.pipeline.inputs import Inputs, device
-from pruning_adapter.pipeline.rounds import start_rank
 from pruning_adapter.planning import PruningPlan, RankPlan
+from pruning_adapter.planning.presets import find_preset
 from pruning_adapter.planning.rank_plan import TARGETS
 from pruning_adapter.processes import first_does, first_says
 from pruning_adapter.run_folder import check_links
-from pruning_adapter.storage import read_json, replace_folder, take_away, write_json
+from pruning_adapter.settings import Settings
+from pruning_adapter.storage import read_json, replace_folder, write_json
 from pruning_adapter.surgery.prune import forget_pruning_
 from pruning_adapter.training.attention import choose_attention_
 from pruning_adapter.training.base_model import BaseModel, load_base
@@ -31,10 +32,11 @@ from pruning_adapter.training.continuation import KEPT_FILES, RANDOM
 from pruning_adapter.training.methods import apply_method
 from pruning_adapter.training.padding_free import leave_out_padding_
 from pruning_adapter.training.precision import halve_frozen_, warn_of_slow_bfloat16
+from pruning_adapter.training.recipes import find_recipe
 from pruning_adapter.training.trackers import tracked_in
 from pruning_adapter.training.trainer import MOMENTS, count_steps, last_complete_checkpoint, last_step, train_
 
-__all__ = ["CHECKPOINT", "TRAINING", "Start"]
+__all__ = ["CHECKPOINT", "TRAINING", "Start", "start_rank"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,32 +45,8 @@ CHECKPOINT = "checkpoint"
 """In start/: what is needed to go on from there."""
 
 
-class Round(Protocol):
-    """A round in which units went, as the next one sees it."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    def load_adapted_base(self) -> BaseModel:
-        """What is left, corrected, without what is left of the adapter."""
-        ...
-
-    def load_to_train(self, checkpoints: Path) -> nn.Module:
-        """That with LoRA, to train on in `checkpoints` from where the training stood."""
-        ...
-
-    def forget_start(self) -> None:
-        """Remove what only led there."""
-        ...
-
-
 class Start(Inputs):
     """A run up to the model that is scored and pruned; writes start/."""
-
-    @property
-    def earlier(self) -> "Round | None":
-        """The round before, where units go in several."""
-        return None
 
     def load_start(self) -> BaseModel:
         """What is scored and pruned: the dense base, or where units go later, what training has made of it by then.
@@ -86,32 +64,18 @@ class Start(Inputs):
         else:
             self._check_start(base, path)
         # Also those of a run that was killed as soon as start/ was there.
-        first_does(partial(self._tidy, checkpoints))
-        if self.earlier is not None:
-            started = load_pruned(path)
-        else:
-            # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
-            started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed).model
+        first_does(partial(shutil.rmtree, checkpoints, ignore_errors=True))
+        # A whole checkpoint, in which nothing starts at random; what did so in the base trains on.
+        started = load_base(str(path), label_names=self.data.label_names, seed=self.settings.seed).model
         # It is still that model to those who read what is saved.
         model, whole = cast(Any, started), cast(Any, base.model)
         model.name_or_path, model.config.name_or_path = whole.name_or_path, whole.config.name_or_path
         model.config._commit_hash = getattr(whole.config, "_commit_hash", None)
         return replace(base, model=started.to(device()))
 
-    def _tidy(self, checkpoints: Path) -> None:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        if self.earlier is not None:
-            self.earlier.forget_start()
-
-    def forget_start(self) -> None:
-        """Remove what only led to this round's base, once a later round has gone on from there."""
-        take_away(self.folder / "start")
-        if self.earlier is not None:
-            take_away(self.earlier.folder / "base")
-
     def _check_start(self, base: BaseModel, path: Path) -> None:
         if not path.exists():
-            # Of an earlier round that led on.
+            # Without a training before, there is none.
             return
         began = read_json(path / "training.json", kind=TRAINING).get("base")
         if began != identify(base.model).fingerprint:
@@ -141,17 +105,13 @@ class Start(Inputs):
                 )
 
     def _train_start(self, base: BaseModel, path: Path, checkpoints: Path) -> None:
-        what = "dense model" if self.earlier is None else "pruned model"
-        _LOGGER.info("the %s trains until %.0f %% of the steps, then units go", what, 100 * self.prune_after)
+        _LOGGER.info("the dense model trains until %.0f %% of the steps, then units go", 100 * self.prune_after)
         first_does(partial(self._undo_half_stop, checkpoints))
         stopped = first_says(last_complete_checkpoint(checkpoints))
         if stopped is None or not (stopped / MOMENTS).exists():
-            if self.earlier is not None:
-                model = self.earlier.load_to_train(checkpoints)
-            else:
-                # As LoRA on a model that stays dense begins.
-                set_seed(self.settings.seed)
-                model = self._adapt_whole(base)
+            # As LoRA on a model that stays dense begins.
+            set_seed(self.settings.seed)
+            model = self._adapt_whole(base)
             self._train_(model, checkpoints, stop_after=self.prune_after)
             stopped = first_says(cast(Path, last_complete_checkpoint(checkpoints)))
         first_does(partial(self._write_start, base, path, stopped))
@@ -168,9 +128,8 @@ class Start(Inputs):
 
     def _write_start(self, base: BaseModel, path: Path, stopped: Path) -> None:
         # Merged in full precision, whatever it was trained in.
-        merged = merge(self._attach(self._load_under_start(), stopped))
-        if self.earlier is None:
-            forget_pruning_(merged)
+        merged = merge(self._attach(self.load_base().model, stopped))
+        forget_pruning_(merged)
         with replace_folder(path) as aside:
             save_pruned(merged, aside, tokenizer=self.tokenizer)
             (aside / CHECKPOINT).mkdir()
@@ -197,11 +156,7 @@ class Start(Inputs):
         return apply_method(base, "prune-lora", self.recipe, plan=whole, ranks=ranks)
 
     def _load_start_adapted(self) -> nn.Module:
-        return self._attach(self._load_under_start(), self.folder / "start" / CHECKPOINT)
-
-    def _load_under_start(self) -> nn.Module:
-        """What LoRA trained on until the start: the dense base, or what the round before left."""
-        return self.load_base().model if self.earlier is None else self.earlier.load_adapted_base().model
+        return self._attach(self.load_base().model, self.folder / "start" / CHECKPOINT)
 
     def _train_(self, model: nn.Module, checkpoints: Path, *, stop_after: float = 1.0) -> list[dict[str, float]]:
         """Train, to the end or for a share of the steps; a training that was interrupted goes on."""
@@ -255,6 +210,17 @@ class Start(Inputs):
         except Exception as error:  # PEFT, safetensors, the JSON reader and the Hub's client each raise their own kinds
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{adapter} is missing, damaged or incomplete ({first}). Train again.") from error
+
+
+def start_rank(settings: Settings) -> int:
+    """The rank of LoRA before units go: the lowest that a block will have then, because ranks only grow."""
+    if settings.rank_budget is not None:
+        return find_recipe(settings.recipe).lora_rank
+    low, high = settings.ranks
+    if settings.preset is not None:
+        preset = find_preset(settings.preset)
+        low, high = preset.low, preset.high
+    return low or high
 
 
 def _ranks(sites: Sequence[SiteShape], rank: int, roles: tuple[str, ...]) -> tuple[int, ...]:

@@ -236,9 +236,7 @@ def _made(result: Result) -> str:
     said.append(f"seed {result.seed}")
     text = ", ".join(said) + "."
     if recipe.get("prune_after"):
-        text += f" Units went after {100 * recipe['prune_after']:g} % of the steps"
-        rounds = recipe.get("rounds") or 1
-        text += f", in {rounds} rounds until then." if rounds > 1 else "."
+        text += f" Units went after {100 * recipe['prune_after']:g} % of the steps."
     if "trainable_parameters" in cost:
         text += f" {_count(cost['trainable_parameters'])} parameters were trained."
     for what in ("time", "memory"):

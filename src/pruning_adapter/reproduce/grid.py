@@ -119,8 +119,8 @@ def check_recipes(cells: Sequence[Done], base: Settings) -> None:
         settings, told = done.cell.settings(base), done.result["recipe"]
         recipe = adjust_recipe(settings.recipe, epochs=settings.epochs, learning_rate=settings.learning_rate).to_json()
         expected = {**recipe, "learning_rate": recipe["learning_rate"][settings.method]}
-        for name in ("prune_after", "rounds"):
-            expected[name] = settings.chosen(name) if settings.method == "prune-lora" else told.get(name)
+        prunes = settings.method == "prune-lora"
+        expected["prune_after"] = settings.chosen("prune_after") if prunes else told.get("prune_after")
         for name, value in expected.items():
             if name in told and told[name] != value:
                 raise CheckpointError(
@@ -247,21 +247,17 @@ def _teacher(folder: Path, cell: Cell, base: Settings) -> Path:
 
 
 def _share_start(folder: Path, run: Any) -> None:
-    """Train what the first round prunes, or take it from a cell that began alike."""
-    first = run.rounds[0]
-    alike = json.dumps([first.settings.of_start(), first.recipe.to_json()], sort_keys=True)
+    """Train what is pruned, or take it from a cell that began alike."""
+    alike = json.dumps([run.settings.of_start(), run.recipe.to_json()], sort_keys=True)
     shared = folder / "work" / "starts" / hashlib.sha256(alike.encode()).hexdigest()[:16]
-    if (first.folder / "base").exists():
-        # It led on from there already.
-        return
-    if shared.exists() and not (first.folder / "start").exists():
+    if shared.exists() and not (run.folder / "start").exists():
         # Another call of this grid may be tidying up; then this one trains it.
-        with suppress(OSError, OutputError), replace_folder(first.folder / "start") as aside:
+        with suppress(OSError, OutputError), replace_folder(run.folder / "start") as aside:
             shutil.copytree(shared, aside, dirs_exist_ok=True)
-    first.load_start()
+    run.load_start()
     if not shared.exists():
         with suppress(OSError, OutputError), replace_folder(shared) as aside:
-            shutil.copytree(first.folder / "start", aside, dirs_exist_ok=True)
+            shutil.copytree(run.folder / "start", aside, dirs_exist_ok=True)
 
 
 def _expected(cell: Cell, times: Sequence[tuple[Cell, float]]) -> float:

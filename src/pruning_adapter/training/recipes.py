@@ -41,8 +41,6 @@ class Recipe:
     prune_after: float
     """Share of the training after which "prune-lora" measures importance and prunes: until then LoRA trains the dense
     model. 0 prunes before training."""
-    rounds: int
-    """In how many rounds units go, the last of them then; between them LoRA trains what is left."""
     scorer: Literal["gradient", "obs"]
     """What importance is: the gradient with respect to a gate, or what least squares cannot make up for."""
     order: Literal["first", "second"]
@@ -74,7 +72,6 @@ RECIPES = {
         lora_scaling=1.0,
         lora_init="gaussian",
         prune_after=0.0,
-        rounds=1,
         scorer="gradient",
         order="first",
         normalization="block",
@@ -97,7 +94,6 @@ RECIPES = {
         lora_scaling=2.0,
         lora_init="kaiming",
         prune_after=0.2,
-        rounds=1,
         scorer="obs",
         order="first",
         normalization="model",

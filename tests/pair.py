@@ -1,11 +1,16 @@
 """Two processes that meet over gloo and do what they are told, one thing after the other."""
 
+import faulthandler
 import os
+import shutil
 import socket
+import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.multiprocessing
@@ -42,12 +47,13 @@ class Pair:
 
     def _start(self) -> None:
         context = torch.multiprocessing.get_context("spawn")
+        self._said = Path(tempfile.mkdtemp(prefix="pair-"))
         self._lines: list[Connection] = []
         self._processes: list[Any] = []
         port = free_port()
         for rank in range(2):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, port, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, port, theirs, self._said), daemon=True)
             process.start()
             theirs.close()
             self._lines.append(ours)
@@ -75,13 +81,20 @@ class Pair:
             if not line.poll(PATIENCE):
                 self.end()
                 raise TimeoutError(f"process {rank} does not answer: it hangs in {work.__name__}")
-            answers.append(line.recv())
+            try:
+                answers.append(line.recv())
+            except EOFError:
+                self._processes[rank].join()
+                status, said = self._processes[rank].exitcode, (self._said / str(rank)).read_text(errors="replace")
+                self.end()
+                raise AssertionError(f"process {rank} died in {work.__name__}, status {status}:\n{said}") from None
         return answers
 
     def end(self) -> None:
         for process in self._processes:
             process.kill()
             process.join()
+        shutil.rmtree(self._said, ignore_errors=True)
 
     @property
     def lives(self) -> bool:
@@ -101,7 +114,11 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _serve(rank: int, port: int, line: Connection) -> None:
+def _serve(rank: int, port: int, line: Connection, said: Path) -> None:
+    # What only the system sees of a process that dies, such as a crash in native code.
+    log = (said / str(rank)).open("w")
+    os.dup2(log.fileno(), sys.stderr.fileno())
+    faulthandler.enable()
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -21,6 +21,7 @@ from pruning_adapter.planning import PruningPlan
 from pruning_adapter.run_folder import remove_steps
 from pruning_adapter.settings import Settings
 from pruning_adapter.training.base_model import load_base
+from pruning_adapter.training.continuation import carry_checkpoint
 from pruning_adapter.training.recipes import find_recipe
 from short_run import finish, make_settings, weights
 
@@ -141,6 +142,44 @@ def test_a_start_that_was_interrupted_goes_on(
             finish(settings, tmp_path)
     assert not (tmp_path / "start").exists()
     assert any((tmp_path / "start-checkpoints").iterdir())
+    finish(settings, tmp_path)
+    assert weights(tmp_path) == weights(finished)
+
+
+def test_a_model_that_was_pruned_before_is_pruned_again(finished: Path, settings: Settings, tmp_path: Path) -> None:
+    """By the recipe whose dense part trains first: that part is then of what is left."""
+    before: Any = pruned_state(load_pruned(finished / "merged"))
+    again = replace(settings, model=str(finished / "merged"), keep_macs=None, keep_ratio=0.4)
+    result = finish(again, tmp_path)
+    start: Any = pruned_state(load_pruned(tmp_path / "start"))
+    assert start.kept == before.kept
+    plan = PruningPlan.load(tmp_path / "plan.json")
+    assert all(set(later) <= set(earlier) for earlier, later in zip(before.kept, plan.kept, strict=True))
+    assert sum(map(len, plan.kept_heads)) < sum(map(len, before.kept[: len(plan.kept_heads)]))
+    adapted = PeftModel.from_pretrained(load_pruned(tmp_path / "base"), str(tmp_path / "adapter")).eval()
+    batch = {"input_ids": torch.tensor([[2, 7, 19, 33, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(**batch).logits, load_pruned(tmp_path / "merged").eval()(**batch).logits)
+    assert result.history[-1]["epoch"] == 2
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_interrupted_where_the_adapter_is_carried_over_a_run_goes_on(
+    finished: Path, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """With base/ written, and the checkpoint to go on from written or not."""
+
+    def stop(*arguments: Any, **options: Any) -> None:
+        if when == "after":
+            carry_checkpoint(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pruning_adapter.pipeline.run.carry_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finish(settings, tmp_path)
+    assert (tmp_path / "base").exists()
+    assert not (tmp_path / "adapter").exists()
     finish(settings, tmp_path)
     assert weights(tmp_path) == weights(finished)
 

@@ -83,6 +83,14 @@ def test_a_model_that_was_scored_untrained_has_no_start_to_go_on_from(settings: 
     with pytest.raises(CheckpointError, match=r"after 20% of the training, but .* had not begun to train"):
         open_run(tmp_path, {"recipe": "default"}, step="train", overwrite=False)
     assert not (tmp_path / "start").exists()
+    # A base that was corrected is no start either.
+    run = Run(replace(run.settings, reconstruct="lstsq", keep_macs=None), tmp_path / "corrected")
+    run.train()
+    run.settings.save(run.folder / "settings.json")
+    assert (run.folder / "base").exists()
+    with pytest.raises(CheckpointError, match="had not begun to train"):
+        open_run(run.folder, {"recipe": "default"}, step="train", overwrite=True)
+    assert not (run.folder / "start").exists()
 
 
 def test_a_start_that_was_interrupted_does_not_go_on_otherwise(settings: Settings, tmp_path: Path) -> None:

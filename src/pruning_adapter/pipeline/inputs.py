@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,24 +37,10 @@ from pruning_adapter.training.trainer import check_accumulate, make_collator
 
 __all__ = ["Inputs", "device"]
 
-Value = TypeVar("Value")
 SCORED_BATCH = 16
 """Examples a batch where importance is measured; with many processes there may be fewer."""
 LEARNING_CURVE = 2000
 """Validation examples that are looked at after an epoch, at the most; the result looks at all."""
-
-
-class _Once(Generic[Value]):
-    """As `cached_property`, for what all copies of an object share, whichever of them is asked first."""
-
-    def __init__(self, compute: Callable[[Any], Value]) -> None:
-        self._compute = compute
-
-    def __get__(self, inputs: "Inputs", owner: type) -> Value:
-        known, name = inputs.shared, self._compute.__name__
-        if name not in known:
-            known[name] = self._compute(inputs)
-        return known[name]
 
 
 class Inputs:
@@ -69,9 +55,6 @@ class Inputs:
         check_accumulate(settings.accumulate, self.recipe)
         self.trackers = find_trackers(settings.report_to)
         check_spread(settings.method, self.prune_after)
-        self.logs = folder / "logs"
-        self.shared: dict[str, Any] = {}
-        """What was read or computed once, with the copies of this object."""
         self._tokenized: list[tuple[tuple[Example, ...], list[dict[str, Any]]]] = []
 
     @property
@@ -92,7 +75,7 @@ class Inputs:
             return str(find_demo_encoder())
         return self.settings.model
 
-    @_Once
+    @cached_property
     def data(self) -> TaskData:
         """The task's labelled examples."""
         settings = self.settings
@@ -114,11 +97,11 @@ class Inputs:
             **rows,
         )
 
-    @_Once
+    @cached_property
     def tokenizer(self) -> Any:
         return load_tokenizer(self.model_path, revision=self.settings.revision)
 
-    @_Once
+    @cached_property
     def latency(self) -> LatencyTable | None:
         """What `keep_latency` predicts with: the table that was named, or one measured here; None by other rules."""
         if self.settings.keep_latency is None:
@@ -140,7 +123,7 @@ class Inputs:
         """Tokens after which an example is cut off."""
         return int(min(self.recipe.max_length, self.tokenizer.model_max_length, self._positions))
 
-    @_Once
+    @cached_property
     def _positions(self) -> float:
         """That the model reads: tokenizers need not know."""
         return _positions_of(self.load_base().model)
@@ -159,7 +142,7 @@ class Inputs:
         features = self.features(self.data.train)
         return features if self._teachers_logits is None else with_teacher(features, self._teachers_logits)
 
-    @_Once
+    @cached_property
     def _teachers_logits(self) -> NDArray[np.float32] | None:
         """What the teacher says about the training examples, `(examples, classes)`."""
         if self.settings.teacher is None:
@@ -217,7 +200,8 @@ class Inputs:
         # What the files of a run call it; PEFT goes by the model's own attribute, which stays the path.
         cast(Any, base.model).config.name_or_path = settings.model_id
         give_padding_(base.model, self.tokenizer)
-        self.shared.setdefault("_positions", _positions_of(base.model))
+        # Known by now, so that no other model is loaded to tell it.
+        self.__dict__.setdefault("_positions", _positions_of(base.model))
         if settings.padding_free:
             check_padding_free(base.model)
         base.model.to(device())

@@ -78,7 +78,7 @@ def check_started(run: "Run") -> None:
     Raises:
         CheckpointError: what to do.
     """
-    if run.prune_after and not any((run.folder / name).exists() for name in ("start", "base")):
+    if run.prune_after and not (run.folder / "start").exists():
         raise CheckpointError(
             f"Units are to go after {run.prune_after:.0%} of the training, but {run.folder} holds scores of a model "
             "that had not begun to train. Score anew with these options (`pruning-adapter importance --overwrite`), or "

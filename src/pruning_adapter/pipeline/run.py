@@ -201,8 +201,7 @@ class Run(Start):
         # Also those of a run that was killed as soon as training.json was there.
         first_does(partial(shutil.rmtree, checkpoints, ignore_errors=True))
 
-    def _load_to_train(self, checkpoints: Path) -> nn.Module:
-        """The model as it trains; where it trained before, with a checkpoint in `checkpoints` to go on from."""
+    def _train_to_the_end(self, checkpoints: Path) -> None:
         plan, ranks = self.plan() if self.method == "prune-lora" else (None, None)
         base = self.load_adapted_base()
         # Whatever was drawn before: a run that goes on draws less.
@@ -211,10 +210,6 @@ class Run(Start):
         if plan is not None and self.prune_after and first_says(last_complete_checkpoint(checkpoints)) is None:
             # The others read it as it is loaded for training.
             first_does(partial(self._carry_start, model, plan, checkpoints))
-        return model
-
-    def _train_to_the_end(self, checkpoints: Path) -> None:
-        model = self._load_to_train(checkpoints)
         trainable = count_trainable(model)
         history = self._train_(model, checkpoints)
         self._save_trained(model)

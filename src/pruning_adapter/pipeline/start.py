@@ -13,7 +13,7 @@ from torch import nn
 from transformers import set_seed
 
 from pruning_adapter.adapter.files import check_folder
-from pruning_adapter.architectures.identity import dense_parameters, identify
+from pruning_adapter.architectures.identity import dense_parameters, identify, pruned_state
 from pruning_adapter.architectures.shapes import SiteShape
 from pruning_adapter.checkpoint.merged import merge, save_pruned
 from pruning_adapter.errors import CheckpointError, PruningAdapterError
@@ -128,8 +128,11 @@ class Start(Inputs):
 
     def _write_start(self, base: BaseModel, path: Path, stopped: Path) -> None:
         # Merged in full precision, whatever it was trained in.
-        merged = merge(self._attach(self.load_base().model, stopped))
-        forget_pruning_(merged)
+        under = self.load_base().model
+        was_pruned = pruned_state(under) is not None
+        merged = merge(self._attach(under, stopped))
+        if not was_pruned:
+            forget_pruning_(merged)
         with replace_folder(path) as aside:
             save_pruned(merged, aside, tokenizer=self.tokenizer)
             (aside / CHECKPOINT).mkdir()
@@ -140,17 +143,25 @@ class Start(Inputs):
             write_json(aside / "training.json", {"kind": TRAINING, **began})
 
     def _adapt_whole(self, base: BaseModel) -> nn.Module:
-        """LoRA on the dense model, of the lowest rank that the plan of ranks will give: ranks only grow."""
+        """LoRA on all of the base, of the lowest rank that the plan of ranks will give: ranks only grow."""
         identity, settings = identify(base.model), self.settings
-        rank = start_rank(settings)
-        whole = PruningPlan.from_pruned_heads(identity, {}, dense_parameters=dense_parameters(base.model))
-        roles = TARGETS[settings.target]
+        rank, roles = start_rank(settings), TARGETS[settings.target]
+        state = pruned_state(base.model)
+        kept = [range(shape.units) for shape in identity.all_sites] if state is None else state.kept
+        whole = PruningPlan(
+            model=identity,
+            kept_heads=tuple(map(tuple, kept[: len(identity.sites)])),
+            kept_neurons=tuple(map(tuple, kept[len(identity.sites) :])),
+            dense_parameters=dense_parameters(base.model),
+            # A base that was pruned before may have some.
+            allow_empty_blocks=True,
+        )
         ranks = RankPlan(
             model=identity,
             kept_heads=whole.kept_heads,
             kept_neurons=whole.kept_neurons,
-            ranks=_ranks(identity.sites, rank, roles),
-            feed_forward_ranks=_ranks(identity.feed_forwards, rank, roles),
+            ranks=_ranks(identity.sites, whole.kept_heads, rank, roles),
+            feed_forward_ranks=_ranks(identity.feed_forwards, whole.kept_neurons, rank, roles),
             roles=roles,
         )
         return apply_method(base, "prune-lora", self.recipe, plan=whole, ranks=ranks)
@@ -165,7 +176,7 @@ class Start(Inputs):
             warn_of_slow_bfloat16(model)
         if self.settings.padding_free:
             leave_out_padding_(model)
-        with tracked_in(self.logs):
+        with tracked_in(self.folder / "logs"):
             return train_(
                 model,
                 folder=checkpoints,
@@ -223,6 +234,10 @@ def start_rank(settings: Settings) -> int:
     return low or high
 
 
-def _ranks(sites: Sequence[SiteShape], rank: int, roles: tuple[str, ...]) -> tuple[int, ...]:
-    """`rank` where one of the roles is played, else 0."""
-    return tuple(rank if site.units and site.lora_parameters(range(site.units), 1, roles) else 0 for site in sites)
+def _ranks(
+    sites: Sequence[SiteShape], kept: Sequence[Sequence[int]], rank: int, roles: tuple[str, ...]
+) -> tuple[int, ...]:
+    """`rank` where something is left and one of the roles is played, else 0."""
+    return tuple(
+        rank if units and site.lora_parameters(units, 1, roles) else 0 for site, units in zip(sites, kept, strict=True)
+    )

@@ -42,6 +42,7 @@ from pruning_adapter.architectures.identity import identify
 from pruning_adapter.costs.macs import count_model_macs
 from pruning_adapter.environment import machine, tell_machine, versions
 from pruning_adapter.importance.figure import figure_file
+from pruning_adapter.reproduce.cells import ARMS as ARMS_OF_GRID
 from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.reproduce.grid import Done, check_recipes, load_cells, run_cells
 from pruning_adapter.reproduce.significance import (
@@ -141,6 +142,9 @@ def main() -> None:
     parser.add_argument("--only-report", action="store_true", help="run nothing; write what is there")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    for name in ("tasks", "arms", "rules", "seeds"):
+        # Each once, or it would count as several runs.
+        setattr(options, name, list(dict.fromkeys(getattr(options, name))))
     if options.against not in options.arms:
         parser.error(f"the arms are to be tested against {options.against!r}: name it among --arms, or say --against")
     gone = [arm for arm in options.arms if arm in ROUNDS]
@@ -160,6 +164,8 @@ def main() -> None:
     taken = [] if options.grid is None else take_from_grid(options.grid, cells, base)
     there = {done.cell for done in taken}
     todo = [cell for cell in cells if cell not in there]
+    if not options.only_report:
+        check_versions(options, [*taken, *load_cells(options.output, todo)], versions())
     running = run_cells(options.output, todo, base, jobs=options.jobs, prepare=partial(prepare, options.threads))
     for progress in () if options.only_report else running:
         cell = progress.done.cell
@@ -205,7 +211,7 @@ def take_from_grid(folder: Path, cells: Sequence[Cell], base: Settings) -> list[
     """Those of `cells` that a grid ran under other names."""
     check_study(folder, base)
     of_grid = load_cells(folder)
-    check_recipes([done for done in of_grid if done.cell.recipe == "default"], base)
+    check_recipes([done for done in of_grid if done.cell.recipe == "default" and done.cell.arm in ARMS_OF_GRID], base)
     known: dict[tuple[str, str, str | None, int], Done] = {
         (done.cell.recipe, done.cell.task, done.cell.arm, done.cell.seed): done for done in of_grid
     }
@@ -243,12 +249,11 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
     processors = Counter(tell_machine(done.result["machine"]) for done in known)
     where = "; ".join(f"{name} ({count} runs)" for name, count in sorted(processors.items()))
     used = [done.result["versions"] for done in known]
-    if any(each != used[0] for each in used):
-        raise SystemExit(f"{options.output} holds cells of several versions of the libraries; run those of one anew")
+    check_versions(options, known, used[0] if used else versions())
     lines = [
         *heading(
             "What criteria are worth after training",
-            command_of(options),
+            command_of(options, keep_only_report=any(arm in ROUNDS for arm in options.arms)),
             {"processor": where or tell_machine(machine())},
             used[0] if used else versions(),
         ),
@@ -300,6 +305,11 @@ def tell(options: argparse.Namespace, known: Sequence[Done]) -> None:
     write_text(options.output / "criteria.md", "\n".join(lines) + "\n")
     if known:
         draw(options, known)
+
+
+def check_versions(options: argparse.Namespace, known: Sequence[Done], expected: Mapping[str, str]) -> None:
+    if any(done.result["versions"] != expected for done in known):
+        raise SystemExit(f"{options.output} holds cells of other versions of the libraries; run those of one anew")
 
 
 def cells_of(known: Sequence[Done], task: str, arm: str) -> list[Done]:

@@ -16,7 +16,7 @@ def model_name(options: argparse.Namespace) -> str:
     return options.model_id or Path(options.model).name
 
 
-def command_of(options: argparse.Namespace) -> str:
+def command_of(options: argparse.Namespace, *, keep_only_report: bool = False) -> str:
     """What was typed, with names in place of this machine's folders."""
     given = vars(options)
     places = {
@@ -25,8 +25,8 @@ def command_of(options: argparse.Namespace) -> str:
         str(given.get("work_dir") or ""): "WORK",
         str(given["output"]): given["output"].name,
     }
-    # That only tells again what was measured by the rest.
-    words = [word for word in sys.argv[1:] if word != "--only-report"]
+    # That only tells again what was measured by the rest, unless some of it can be measured no more.
+    words = [word for word in sys.argv[1:] if word != "--only-report" or keep_only_report]
     return name_places(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words], places)
 
 

@@ -46,8 +46,7 @@ FILES: dict[str, Any] = {
         GOOD.changed({"keep_latency": 0.5, "latency_table": "table.json"}),
         # Scores of neurons tell at which rank feed-forwards train, also where only heads go.
         GOOD.changed({"keep_heads": 5, "units": "both"}),
-        # With a budget the two ranks are not used.
-        GOOD.changed({"rank_budget": 1000, "low_rank": 4, "high_rank": 2}),
+        GOOD.changed({"rank_budget": 1000}),
     ],
 )
 def test_what_fits_together_passes(settings: Settings) -> None:
@@ -173,6 +172,23 @@ def test_what_obs_does_not_know_is_refused(scorer: str, given: dict[str, Any]) -
 def test_what_needs_gradients_is_refused_of_scores_that_have_none(scorer: str) -> None:
     with pytest.raises(ImportanceError, match=f"order is 'second', but the scores are those of '{scorer}'"):
         GOOD.changed({"scorer": scorer, "order": "second"}).check()
+
+
+@pytest.mark.parametrize("given", [{"top_blocks": 2}, {"low_rank": 4}, {"high_rank": 16}])
+def test_two_ranks_beside_a_budget_of_ranks_are_refused_and_replaced_later(given: dict[str, Any]) -> None:
+    name = next(iter(given))
+    with pytest.raises(PlanError, match=f"{name} is {given[name]}, but rank_budget was given"):
+        GOOD.changed({"rank_budget": 6000, **given}).check()
+    assert GOOD.changed(given).with_rule({"rank_budget": 6000}) == GOOD.changed({"rank_budget": 6000})
+    assert GOOD.changed({"rank_budget": 6000}).with_rule(given) == GOOD.changed(given)
+
+
+def test_the_type_that_bytes_are_counted_in_goes_with_the_rule() -> None:
+    with pytest.raises(PlanError, match="dtype was given without keep_bytes"):
+        GOOD.changed({"keep_ratio": 0.5, "dtype": "bfloat16"}).check()
+    halved = GOOD.changed({"keep_bytes": "60MB", "dtype": "bfloat16"})
+    assert halved.with_rule({"keep_ratio": 0.5}) == GOOD.changed({"keep_ratio": 0.5})
+    assert halved.with_rule({"keep_bytes": "50MB"}).dtype == "bfloat16"
 
 
 def test_another_scorer_is_measured_in_its_own_way() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -105,8 +106,11 @@ def lock_folder(folder: Path, *, wait: bool = False) -> BaseFileLock:
     """
     lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        while not lock.is_locked:
+            folder.mkdir(parents=True, exist_ok=True)
+            # The one that is waited for may remove the folder.
+            with suppress(FileNotFoundError) if wait else nullcontext():
+                lock.acquire()
     except Timeout as error:
         raise OutputError(
             f"Another process works in {folder}. Wait until it has ended, or name another folder."

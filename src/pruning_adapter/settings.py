@@ -29,6 +29,7 @@ _CHOSEN_AFTER_START = (
     *("length", "dtype", "latency_table", "multiple_of", "grouping", "allow_empty_blocks", "reconstruct"),
     *("top_blocks", "block_importance", "model_name", "report_to"),
 )
+_TWO_RANKS = ("top_blocks", "high_rank", "low_rank")
 _OF_GRADIENTS = ("order", "reduction", "stop_when_stable")
 _OF_PRUNING = (
     *("scorer", "units", "examples", *_OF_GRADIENTS),
@@ -189,8 +190,17 @@ class Settings:
             parse_bytes(cast(str, self.keep_bytes))
         if self.latency_table is not None and rule != "keep_latency":
             raise PlanError("latency_table was given without keep_latency, the rule that reads it; give both.")
+        if rule != "keep_bytes" and self.dtype != Settings().dtype:
+            raise PlanError("dtype was given without keep_bytes, the rule that counts bytes; give both.")
+        if self.rank_budget is not None:
+            for name in _TWO_RANKS:
+                if getattr(self, name) is not None:
+                    raise PlanError(
+                        f"{name} is {getattr(self, name)}, but rank_budget was given, which spreads ranks by itself; "
+                        "leave out one of the two."
+                    )
         low, high = self.ranks
-        if self.rank_budget is None and low > high:
+        if low > high:
             raise PlanError(f"low_rank is {low}; it must not be above high_rank, {high}.")
 
     def _check_data(self) -> None:
@@ -375,8 +385,14 @@ class Settings:
         if any(given.get(name) is not None for name in RULES):
             # The table belongs to a rule, too.
             gone |= {*RULES, "latency_table"}
+            if given.get("keep_bytes") is None:
+                gone.add("dtype")
         if given.get("preset") is not None:
             gone |= set(DECIDED_BY_PRESET)
+        if given.get("rank_budget") is not None:
+            gone |= set(_TWO_RANKS)
+        elif any(given.get(name) is not None for name in _TWO_RANKS):
+            gone.add("rank_budget")
         if given.get("scorer") not in (None, self.scorer):
             gone |= set(_OF_GRADIENTS)
         of_files = ("train_file", "validation_file", "text_columns", "label_column")

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 
 from pruning_adapter import cli
 from pruning_adapter.errors import CheckpointError, DataError, TrainingError
 from pruning_adapter.pipeline import Run
 from pruning_adapter.reproduce import grid
+from pruning_adapter.reproduce.beside import measure_cost
 from pruning_adapter.reproduce.cells import ARMS, Cell, make_cells
 from pruning_adapter.reproduce.grid import load_cells, run_cells
 from pruning_adapter.settings import Settings
@@ -325,6 +327,51 @@ def test_cells_of_another_recipe_of_the_same_name_are_refused(
     told = {key: value for key, value in recipe.items() if key != name}
     path.write_text(json.dumps(content | {"result": content["result"] | {"recipe": told}}))
     assert not list(run_cells(folder, [cell], base(model, glue)))
+
+
+def test_a_cost_of_another_recipe_of_the_same_name_is_refused(
+    finished: Path, model: Path, glue: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "grid"))
+    path = folder / "cost" / "default-rte.json"
+    content = json.loads(path.read_text())
+    assert measure_cost(folder, "default", "rte", base(model, glue)) == content
+    path.write_text(json.dumps(content | {"followed": content["followed"] | {"lora_rank": 2}}))
+    with pytest.raises(CheckpointError, match=r"default-rte.json was measured by another recipe"):
+        measure_cost(folder, "default", "rte", base(model, glue))
+
+
+def test_another_model_of_the_same_name_is_refused(finished: Path, model: Path, glue: Path, tmp_path: Path) -> None:
+    """Before anything is trained: one table would mean both."""
+    folder = Path(shutil.copytree(finished, tmp_path / "grid"))
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if name.endswith("query.weight"))
+    save_file(weights | {name: -weights[name]}, other / "model.safetensors", metadata={"format": "pt"})
+    cells = [Cell(recipe="default", task="rte", arm="prune-lora", seed=seed) for seed in (0, 7)]
+    with pytest.raises(CheckpointError, match=r"was run with another model than .*Name another folder"):
+        next(iter(run_cells(folder, cells, replace(base(model, glue), model=str(other)))))
+    # What is done is told without it.
+    assert not list(run_cells(folder, cells[:1], replace(base(model, glue), model=str(other))))
+
+
+def test_a_cell_that_was_interrupted_does_not_go_on_by_other_settings(
+    model: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    first, second = (
+        Cell(recipe="default", task="sst2", arm="mine", seed=0, asked=(("keep_ratio", share), ("scorer", scorer)))
+        for share, scorer in ((0.25, "random"), (0.75, "obs"))
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            list(run_cells(tmp_path, [first], base(model, glue)))
+    assert (tmp_path / "work" / first.name / "plan.json").exists()
+    (progress,) = run_cells(tmp_path, [second], base(model, glue))
+    assert (progress.done.result["pruning"]["rule"]["keep_ratio"], progress.done.result["scorer"]) == (0.75, "obs")
 
 
 def test_a_failure_leaves_a_page_and_the_work_of_other_cells(

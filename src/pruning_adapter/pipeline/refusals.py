@@ -11,6 +11,7 @@ from pruning_adapter.surgery.reconstruct import check_can_be_corrected
 from pruning_adapter.training.trainer import count_steps, last_step
 
 if TYPE_CHECKING:
+    from pruning_adapter.pipeline.inputs import Inputs
     from pruning_adapter.pipeline.run import Run
 
 __all__ = ["check_length", "check_rule", "check_started", "check_steps"]
@@ -39,7 +40,7 @@ def check_rule(run: "Run") -> None:
     check_can_be_corrected(model, plan)
 
 
-def check_steps(run: "Run") -> None:
+def check_steps(run: "Inputs") -> None:
     """Refuse a training of which no step is left after units go.
 
     Raises:

@@ -42,7 +42,7 @@ from pruning_adapter.evaluation.result import Result
 from pruning_adapter.importance import ImportanceScores
 from pruning_adapter.pipeline.describe import describe_pruning, warn
 from pruning_adapter.pipeline.inputs import device
-from pruning_adapter.pipeline.refusals import check_length, check_rule, check_started, check_steps
+from pruning_adapter.pipeline.refusals import check_length, check_rule, check_started
 from pruning_adapter.pipeline.start import CHECKPOINT, TRAINING, Start
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.sweep import Sweep, sweep_budgets
@@ -165,7 +165,6 @@ class Run(Start):
         if first_says(path.exists()):
             return ImportanceScores.load(path)
         first_does(partial(check_links, self.folder))
-        check_steps(self)
         scores = score_from_settings(self.settings, self.load_start().model, self._scored_batches)
         scores = replace(scores, task=self.data.name, seed=self.settings.seed)
         first_does(partial(scores.save, path))

@@ -18,6 +18,7 @@ from pruning_adapter.architectures.shapes import SiteShape
 from pruning_adapter.checkpoint.merged import merge, save_pruned
 from pruning_adapter.errors import CheckpointError, PruningAdapterError
 from pruning_adapter.pipeline.inputs import Inputs, device
+from pruning_adapter.pipeline.refusals import check_steps
 from pruning_adapter.planning import PruningPlan, RankPlan
 from pruning_adapter.planning.presets import find_preset
 from pruning_adapter.planning.rank_plan import TARGETS
@@ -57,6 +58,7 @@ class Start(Inputs):
         base = self.load_base()
         if not self.prune_after:
             return base
+        check_steps(self)
         path, checkpoints = self.folder / "start", self.folder / "start-checkpoints"
         if not first_says(path.exists()):
             self._train_start(base, path, checkpoints)

@@ -1,22 +1,23 @@
 """What stands beside the grid, per task: cost measured side by side, and importance on two disjoint samples."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pruning_adapter.environment import machine, versions
+from pruning_adapter.errors import CheckpointError
 from pruning_adapter.evaluation.cost import compare_inference, count_costs, count_trainable
 from pruning_adapter.importance import measure_importance
 from pruning_adapter.importance.batching import LengthSortedBatches
 from pruning_adapter.importance.stability import rank_agreement
 from pruning_adapter.pipeline import Run
 from pruning_adapter.reproduce.cells import Cell
+from pruning_adapter.reproduce.work_folder import alike_of, work_in
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, write_json
 from pruning_adapter.surgery.prune import prune_
 from pruning_adapter.training.methods import apply_method
-from pruning_adapter.training.recipes import METHODS, Method
+from pruning_adapter.training.recipes import METHODS, Method, adjust_recipe
 from pruning_adapter.training.tokenize import sample_examples
 from pruning_adapter.training.trainer import make_collator
 
@@ -31,13 +32,29 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
 
     Each method takes turns with stock LoRA in training (as people run it, with the model's own dropout), and the pruned
     model with the dense one in inference.
+
+    Raises:
+        CheckpointError: it was measured by another recipe of the same name.
     """
     path = folder / "cost" / f"{recipe}-{task}.json"
-    if path.exists():
-        return read_json(path, kind=COST)
-    cell = Cell(recipe=recipe, task=task, arm="prune-lora", seed=0)
-    work = folder / "work" / f"cost-{recipe}-{task}"
-    run = Run(cell.settings(base), work)
+    settings = Cell(recipe=recipe, task=task, arm="prune-lora", seed=0).settings(base)
+    if not path.exists():
+        work = folder / "work" / f"cost-{recipe}-{task}"
+        with work_in(work, alike_of(settings)):
+            # Another process may have been at it.
+            if not path.exists():
+                write_json(path, _measure_cost(Run(settings, work), recipe, task))
+    content = read_json(path, kind=COST)
+    now = adjust_recipe(settings.recipe, epochs=settings.epochs, learning_rate=settings.learning_rate).to_json()
+    if content.get("followed", now) != now:
+        raise CheckpointError(
+            f"{path} was measured by another recipe of the name {recipe!r}. Name another folder, or remove it to "
+            "measure again."
+        )
+    return content
+
+
+def _measure_cost(run: Run, recipe: str, task: str) -> dict[str, Any]:
     plan, ranks = run.plan()
     length = run.typical_length()
 
@@ -54,10 +71,11 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
     # Corrected weights cost what plain ones do.
     smaller = prune_(run.load_start().model, replace(plan, reconstruct="none"))
     dense = run.load_base().model
-    content = {
+    return {
         "kind": COST,
         "recipe": recipe,
         "task": task,
+        "followed": run.recipe.to_json(),
         "length": length,
         "full": full,
         "lora": lora,
@@ -69,9 +87,6 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
         "machine": machine(),
         "versions": versions(),
     }
-    write_json(path, content)
-    shutil.rmtree(work)
-    return content
 
 
 def measure_maps(folder: Path, task: str, base: Settings) -> dict[str, Any]:

@@ -4,8 +4,6 @@ OUT/cells/<recipe>-<task>-<arm>-<seed>.json    what a cell measured
 OUT/work                                       runs that are not done yet
 """
 
-import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -22,7 +20,7 @@ from typing import Any
 
 from pruning_adapter.errors import CheckpointError, OutputError, TrainingError
 from pruning_adapter.reproduce.cells import Cell
-from pruning_adapter.run_folder import lock_folder
+from pruning_adapter.reproduce.work_folder import alike_of, remove_shared, work_in
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, replace_folder, write_json
 from pruning_adapter.training.recipes import adjust_recipe
@@ -147,11 +145,13 @@ def run_cells(
         prepare: what each job's process does first, such as setting its number of threads.
 
     Raises:
-        CheckpointError: cells that are done followed another recipe of the same name.
+        CheckpointError: cells that are done followed another recipe of the same name, or are of another model.
         What a run raises; cells that are done stay.
     """
     known = load_cells(folder, cells)
     check_recipes(known, base)
+    if len(known) < len(cells):
+        _check_model(folder, base)
     finished = {done.cell for done in known}
     todo = [cell for cell in cells if cell not in finished]
     times = {done.cell.name: (done.cell, done.seconds) for done in known}
@@ -160,8 +160,30 @@ def run_cells(
         ran = {cell for cell, _ in times.values()}
         left = sum(_expected(cell, list(times.values())) for cell in todo if cell not in ran) / max(jobs, 1)
         yield Progress(done=done, count=len(known) + count, of=len(cells), seconds_left=left)
-    for shared in ("starts", "teachers"):
-        shutil.rmtree(folder / "work" / shared, ignore_errors=True)
+    remove_shared(folder / "work")
+
+
+def _check_model(folder: Path, base: Settings) -> None:
+    """Refuse to go on with another model of the same name: tables would mix the two.
+
+    Raises:
+        CheckpointError: a cell that was run with another one.
+    """
+    from pruning_adapter.architectures.identity import identify
+    from pruning_adapter.training.base_model import load_base
+
+    done = load_cells(folder)
+    if not done:
+        return
+    # What it is told by does not depend on the task's head.
+    model = load_base(base.model, label_names=(), seed=base.seed, revision=base.revision).model
+    now = identify(model).fingerprint
+    for each in done:
+        if each.result["model"]["fingerprint"] != now:
+            raise CheckpointError(
+                f"The cell {each.cell.name} was run with another model than {base.model}, though both are called "
+                f"{base.model_id}. Name another folder."
+            )
 
 
 def _each(
@@ -195,13 +217,10 @@ def _each(
 def run_cell(folder: Path, cell: Cell, base: Settings) -> Done:
     """One whole run; its file is written when all is done. Two processes never run the same: the second waits."""
     work = folder / "work" / cell.name
-    lock = lock_folder(work, wait=True)
-    try:
+    with work_in(work, alike_of(cell.settings(base), taught=cell.taught)):
         # Another process may have been at it.
         known = load_cells(folder, [cell])
         return known[0] if known else _run_cell(folder, cell, base, work)
-    finally:
-        lock.release()
 
 
 def _run_cell(folder: Path, cell: Cell, base: Settings, work: Path) -> Done:
@@ -226,7 +245,6 @@ def _run_cell(folder: Path, cell: Cell, base: Settings, work: Path) -> Done:
         seconds=time.monotonic() - began,
     )
     write_json(_file(folder, cell), {"kind": KIND, **asdict(done)})
-    shutil.rmtree(work)
     return done
 
 
@@ -236,22 +254,18 @@ def _teacher(folder: Path, cell: Cell, base: Settings) -> Path:
 
     like = Cell(recipe=cell.recipe, task=cell.task, arm="lora", seed=cell.seed)
     work = folder / "work" / "teachers" / like.name
-    lock = lock_folder(work, wait=True)
-    try:
+    with work_in(work, alike_of(like.settings(base)), keep=True):
         run = Run(like.settings(base), work)
         run.train()
         run.merge()
-    finally:
-        lock.release()
     return work / "merged"
 
 
 def _share_start(folder: Path, run: Any) -> None:
     """Train what is pruned, or take it from a cell that began alike."""
-    alike = json.dumps([run.settings.of_start(), run.recipe.to_json()], sort_keys=True)
-    shared = folder / "work" / "starts" / hashlib.sha256(alike.encode()).hexdigest()[:16]
+    shared = folder / "work" / "starts" / alike_of(run.settings, until_start=True)
     if shared.exists() and not (run.folder / "start").exists():
-        # Another call of this grid may be tidying up; then this one trains it.
+        # Another call of this grid may take it away meanwhile; then this one trains it.
         with suppress(OSError, OutputError), replace_folder(run.folder / "start") as aside:
             shutil.copytree(shared, aside, dirs_exist_ok=True)
     run.load_start()

@@ -356,7 +356,10 @@ class Settings:
         content.pop("kind")
         unknown = sorted(set(content) - {field.name for field in fields(cls)})
         if unknown:
-            raise CheckpointError(f"{path} holds the unknown setting {unknown[0][:80]!r}; another release wrote it.")
+            raise CheckpointError(
+                f"{path} holds the unknown setting {unknown[0][:80]!r}; another release wrote it. "
+                "Go on with that one, or begin anew."
+            )
         hints = get_type_hints(cls)
         try:
             content["text_columns"] = tuple(content.get("text_columns", ()))

@@ -226,6 +226,17 @@ def test_every_verb_explains_itself_and_its_options(call: Call, monkeypatch: pyt
     assert re.search(rf"Usage: .* {verb} \[OPTIONS\]", outcome.out)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_what_holds_where_nothing_is_given(call: Call, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """In brackets, which Rich takes for markup of its own."""
+    monkeypatch.setenv("COLUMNS", "400")
+    said = " ".join(call(verb, "--help").out.split())
+    commands: dict[str, Any] = vars(get_command(cli.app))["commands"]
+    for option in commands[verb].params:
+        if "help" in vars(option):
+            assert vars(option)["help"].replace("\\[", "[") in said
+
+
 def test_no_verb_and_no_option_is_forgotten_here() -> None:
     """What the list above holds is all there is."""
     commands: dict[str, Any] = vars(get_command(cli.app))["commands"]

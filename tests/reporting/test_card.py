@@ -257,6 +257,22 @@ def test_no_place_of_the_machine_is_told(tmp_path: Path) -> None:
     assert without_places(f"{hub} --output-dir=x") == hub
 
 
+def test_a_folder_is_told_by_its_name_where_a_name_of_the_hub_looks_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "merged").mkdir(parents=True)
+    command = "pruning-adapter run --model owner/name --teacher mine/merged"
+    assert without_places(command) == "pruning-adapter run --model owner/name --teacher merged"
+
+
+def test_a_teacher_is_told(tmp_path: Path) -> None:
+    made = result()
+    assert "learnt from too" not in card(tmp_path, made).text
+    taught = replace(made, recipe={**made.recipe, "teacher": "owner/name"})
+    assert "The answers of `owner/name` were learnt from too." in card(tmp_path, taught).text
+
+
 def test_a_run_has_cards_for_what_it_made(tmp_path: Path) -> None:
     for name in ("merged", "base"):
         (tmp_path / name).mkdir()

@@ -163,6 +163,17 @@ def test_ranks_and_their_places_are_told(tmp_path: Path) -> None:
     assert "LoRA on query, key, value, output: rank 8 in 1 block, rank 4 in 2 blocks." in text
 
 
+@pytest.mark.parametrize(
+    ("within", "told"),
+    [("block", ", the largest of each block 1"), ("model", ", the largest of all 1"), (None, "")],
+)
+def test_the_map_says_of_what_the_largest_score_is_one(tmp_path: Path, within: str | None, told: str) -> None:
+    """Results of older releases do not say."""
+    made = result()
+    text = page(tmp_path, replace(made, pruning={**(made.pruning or {}), "shown_within": within}))
+    assert f"<span>normalised importance{told}</span>" in text
+
+
 def test_notes_come_before_the_numbers(tmp_path: Path) -> None:
     note = "The run ended at the majority class."
     text = page(tmp_path, result(notes=(note,)))

@@ -54,7 +54,7 @@ def export(
         ),
     ] = False,
     model: Annotated[
-        Path | None, typer.Option(help="A folder that save_pruned wrote. [merged/ in the run's folder]")
+        Path | None, typer.Option(help="A folder that save_pruned wrote. \\[merged/ in the run's folder]")
     ] = None,
     output_dir: o.OutputDir = Path("run"),
     overwrite: o.Overwrite = False,

@@ -65,7 +65,7 @@ ModelName = Annotated[
 ]
 Revision = Annotated[
     str | None,
-    typer.Option(help="Of a hub id: a branch, a tag, or best a commit. [main]", rich_help_panel=_DATA),
+    typer.Option(help="Of a hub id: a branch, a tag, or best a commit. \\[main]", rich_help_panel=_DATA),
 ]
 Demo = Annotated[
     bool, typer.Option("--demo", help="The embedded encoder and a task made here; no network.", rich_help_panel=_DATA)
@@ -86,7 +86,7 @@ ScorerName = Annotated[
     str | None,
     typer.Option(
         "--scorer",
-        help="obs, gradient, random, magnitude, reversed or shuffled. [the recipe's]",
+        help="obs, gradient, random, magnitude, reversed or shuffled. \\[the recipe's]",
         rich_help_panel=_SCORES,
     ),
 ]
@@ -94,24 +94,24 @@ Units = Annotated[
     str | None,
     typer.Option(
         "--units",
-        help="What may go: heads, neurons or both. [both under a budget, else heads]",
+        help="What may go: heads, neurons or both. \\[both under a budget, else heads]",
         rich_help_panel=_SCORES,
     ),
 ]
 Order = Annotated[
     str | None,
     typer.Option(
-        "--order", help="first (absolute gradient) or second (squared). [the recipe's]", rich_help_panel=_SCORES
+        "--order", help="first (absolute gradient) or second (squared). \\[the recipe's]", rich_help_panel=_SCORES
     ),
 ]
 Reduction = Annotated[
-    str | None, typer.Option(help="example, batch, token or bertology. [example]", rich_help_panel=_SCORES)
+    str | None, typer.Option(help="example, batch, token or bertology. \\[example]", rich_help_panel=_SCORES)
 ]
 Examples = Annotated[int | None, typer.Option(help="Training examples to measure on. [512]", rich_help_panel=_SCORES)]
 StopWhenStable = Annotated[
     float | None,
     typer.Option(
-        help="Stop measuring once the rankings of two halves of the examples agree this well, such as 0.9. [never]",
+        help="Stop measuring once the rankings of two halves of the examples agree this well, such as 0.9. \\[never]",
         rich_help_panel=_SCORES,
     ),
 ]
@@ -142,7 +142,7 @@ KeepLatency = Annotated[
 Length = Annotated[
     int | None, typer.Option(help="Tokens at which --keep-macs and --keep-latency hold. [128]", rich_help_panel=_PLAN)
 ]
-Dtype = Annotated[str | None, typer.Option(help="Of the weights, for --keep-bytes. [float32]", rich_help_panel=_PLAN)]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights, for --keep-bytes. \\[float32]", rich_help_panel=_PLAN)]
 LatencyTable = Annotated[
     Path | None, typer.Option(help="A saved table for --keep-latency, instead of measuring.", rich_help_panel=_PLAN)
 ]
@@ -152,14 +152,14 @@ MultipleOf = Annotated[
 Grouping = Annotated[
     str | None,
     typer.Option(
-        help="Under grouped-query attention: even (heads of every group) or whole (groups). [even; whole for latency]",
+        help="Under grouped-query attention: even (heads of each group) or whole (groups). \\[even; whole for latency]",
         rich_help_panel=_PLAN,
     ),
 ]
 Normalization = Annotated[
     str | None,
     typer.Option(
-        help="Compare units per block or over the model. [the recipe's; none for budgets]", rich_help_panel=_PLAN
+        help="Compare units per block or over the model. \\[the recipe's; none for budgets]", rich_help_panel=_PLAN
     ),
 ]
 AllowEmptyBlocks = Annotated[
@@ -172,28 +172,32 @@ AllowEmptyBlocks = Annotated[
 ]
 Reconstruct = Annotated[
     str | None,
-    typer.Option(help="Correct what stays for what goes: none, bias or lstsq. [the recipe's]", rich_help_panel=_PLAN),
+    typer.Option(help="Correct what stays for what goes: none, bias or lstsq. \\[the recipe's]", rich_help_panel=_PLAN),
 ]
-Target = Annotated[str | None, typer.Option(help="LoRA on attention or all-linear. [attention]", rich_help_panel=_PLAN)]
-TopBlocks = Annotated[int | None, typer.Option(help="Blocks of high rank. [a third]", rich_help_panel=_PLAN)]
+Target = Annotated[
+    str | None, typer.Option(help="LoRA on attention or all-linear. \\[attention]", rich_help_panel=_PLAN)
+]
+TopBlocks = Annotated[int | None, typer.Option(help="Blocks of high rank. \\[a third]", rich_help_panel=_PLAN)]
 HighRank = Annotated[
-    int | None, typer.Option(help="Rank of the most important blocks. [twice the recipe's]", rich_help_panel=_PLAN)
+    int | None, typer.Option(help="Rank of the most important blocks. \\[twice the recipe's]", rich_help_panel=_PLAN)
 ]
-LowRank = Annotated[int | None, typer.Option(help="Rank of the other blocks. [the recipe's]", rich_help_panel=_PLAN)]
+LowRank = Annotated[int | None, typer.Option(help="Rank of the other blocks. \\[the recipe's]", rich_help_panel=_PLAN)]
 RankBudget = Annotated[
     int | None,
     typer.Option(help="Trainable parameters to spread by importance instead.", rich_help_panel=_PLAN),
 ]
 
 MethodName = Annotated[
-    str | None, typer.Option("--method", help="full, lora or prune-lora. [prune-lora]", rich_help_panel=_TRAIN)
+    str | None, typer.Option("--method", help="full, lora or prune-lora. \\[prune-lora]", rich_help_panel=_TRAIN)
 ]
-RecipeName = Annotated[str | None, typer.Option("--recipe", help="default or paper. [default]", rich_help_panel=_TRAIN)]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="default or paper. \\[default]", rich_help_panel=_TRAIN)
+]
 Epochs = Annotated[float | None, typer.Option(help="In place of the recipe's.", rich_help_panel=_TRAIN)]
 LearningRate = Annotated[float | None, typer.Option(help="In place of the recipe's.", rich_help_panel=_TRAIN)]
 PruneAfter = Annotated[
     float | None,
-    typer.Option(help="Share of the training before units go, in [0, 1). [the recipe's]", rich_help_panel=_TRAIN),
+    typer.Option(help="Share of the training before units go, in [0, 1). \\[the recipe's]", rich_help_panel=_TRAIN),
 ]
 Teacher = Annotated[
     str | None,
@@ -202,7 +206,7 @@ Teacher = Annotated[
 ReportTo = Annotated[
     str | None,
     typer.Option(
-        help="Trackers to report the training to, with commas between, such as tensorboard. [none]",
+        help="Trackers to report the training to, with commas between, such as tensorboard. \\[none]",
         rich_help_panel=_TRAIN,
     ),
 ]

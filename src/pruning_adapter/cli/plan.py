@@ -38,7 +38,7 @@ def plan(
     sweep: Annotated[bool, typer.Option("--sweep", help="Try 20 budgets; writes sweep.json and a figure.")] = False,
     by: Annotated[str, typer.Option(help="What --sweep budgets: macs or params.")] = "macs",
     figure: Annotated[
-        Path | None, typer.Option(help="Where --sweep draws, as PNG or SVG. [sweep.png in the run's folder]")
+        Path | None, typer.Option(help="Where --sweep draws, as PNG or SVG. \\[sweep.png in the run's folder]")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print, write nothing.")] = False,
     overwrite: o.Overwrite = False,

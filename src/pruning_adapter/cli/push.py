@@ -17,10 +17,10 @@ def push(
         bool, typer.Option("--adapter", help="The adapter, with base/ where the run made one, instead of merged/.")
     ] = False,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to. [main]")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to. \\[main]")] = None,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
     license_id: Annotated[
-        str | None, typer.Option("--license", help="Such as apache-2.0. [what the base's own files say]")
+        str | None, typer.Option("--license", help="Such as apache-2.0. \\[what the base's own files say]")
     ] = None,
     card: Annotated[Path | None, typer.Option(help="A Markdown file in place of the card that is made.")] = None,
     output_dir: o.OutputDir = Path("run"),

@@ -17,12 +17,13 @@ __all__ = ["reproduce"]
 
 def reproduce(
     model: o.ModelName = "google-bert/bert-base-uncased",
-    model_name: Annotated[str | None, typer.Option(help="What to call it, if it is a folder. [its name]")] = None,
+    model_name: Annotated[str | None, typer.Option(help="What to call it, if it is a folder. \\[its name]")] = None,
     revision: o.Revision = None,
     data_dir: o.DataDir = None,
     tasks: Annotated[str, typer.Option(help="GLUE tasks, with commas.")] = "mnli,mrpc,qnli,rte,sst2,wnli",
     methods: Annotated[
-        str, typer.Option(help="full, lora, prune-lora, random, reversed, magnitude, uniform-rank, with commas. [all]")
+        str,
+        typer.Option(help="full, lora, prune-lora, random, reversed, magnitude, uniform-rank, with commas. \\[all]"),
     ] = "full,lora,prune-lora,random,reversed,magnitude,uniform-rank",
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
     recipes: Annotated[str, typer.Option(help="default, paper, or both with a comma.")] = "default",

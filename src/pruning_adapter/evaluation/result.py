@@ -65,7 +65,8 @@ class Result:
     """What went, and by which plan; None without pruning:
 
     * importance: normalised scores in [0, 1], attentions x heads, None for heads that were gone before; empty if only
-      neurons were scored. kept_heads and dense_heads, per attention.
+      neurons were scored. shown_within: of what the largest is 1, "block" or "model". kept_heads and dense_heads, per
+      attention.
     * neurons_kept and dense_neurons: how many, per feed-forward; beside: the number of the attention in its block.
     * ranks, feed_forward_ranks and rank_roles.
     * rule: the rule or budget, such as {"keep_macs": 0.5, "length": 128}; reconstruct: how kept weights were corrected.

@@ -27,6 +27,7 @@ def describe_pruning(
     predicted_time = rule.pop("predicted", None)
     return {
         "importance": _importance_by_head(scores, normalization),
+        "shown_within": normalization,
         "kept_heads": [list(kept) for kept in plan.kept_heads],
         "dense_heads": list(plan.model.heads),
         "neurons_kept": [len(kept) for kept in plan.kept_neurons],

@@ -22,6 +22,7 @@ from transformers import set_seed
 
 from pruning_adapter.adapter.carry import carry_, take_out_
 from pruning_adapter.architectures.identity import PrunedState, identify, pruned_state
+from pruning_adapter.architectures.shapes import public_name
 from pruning_adapter.checkpoint.adapter import save_adapter
 from pruning_adapter.checkpoint.hub import find_model
 from pruning_adapter.checkpoint.merged import load_pruned, merge, save_pruned
@@ -286,6 +287,7 @@ class Run(Start):
                 "precision": "bfloat16 autocast" if self.settings.bf16 else "float32",
                 "padding_free": self.settings.padding_free,
                 "prune_after": self.prune_after,
+                "teacher": None if self.settings.teacher is None else public_name(self.settings.teacher),
             },
             quality=quality,
             cost={

@@ -198,7 +198,8 @@ def _take_number(sites: Sequence[SiteItems], count: int, said: str, allow_empty:
     if count < max(needed, 1):
         raise PlanError(
             f"{said} {count} {kind}, but each of the {len(live)} blocks needs "
-            f"{'one' if needed == len(live) else 'some'}. Keep at least {needed}, or say allow_empty_blocks=True."
+            f"{'one' if needed == len(live) else 'some'}. Keep at least {needed}, or say allow_empty_blocks=True "
+            "(--allow-empty-blocks)."
             if needed
             else f"{said} {count} {kind}; keep at least one."
         )
@@ -238,7 +239,7 @@ def _within(scores: ImportanceScores, sites: Sequence[SiteItems], budget: Budget
     fixed = budget.fixed + sum(float(budget.cost(site)[-1]) for site in whole)
     least = fixed + sum(float(budget.cost(site)[0 if allow_empty or not site.items else 1]) for site in sites)
     if least > budget.limit * (1 + 1e-12):
-        way = "" if allow_empty else " With allow_empty_blocks=True it can be smaller."
+        way = "" if allow_empty else " With allow_empty_blocks=True (--allow-empty-blocks) it can be smaller."
         raise PlanError(
             f"The budget is {budget.limit:,.4g} {budget.unit}, but the smallest possible plan needs {least:,.4g}: "
             f"{budget.say(least)}.{way}"

@@ -237,6 +237,8 @@ def _made(result: Result) -> str:
     text = ", ".join(said) + "."
     if recipe.get("prune_after"):
         text += f" Units went after {100 * recipe['prune_after']:g} % of the steps."
+    if recipe.get("teacher"):
+        text += f" The answers of `{_plain(without_home(recipe['teacher']))}` were learnt from too."
     if "trainable_parameters" in cost:
         text += f" {_count(cost['trainable_parameters'])} parameters were trained."
     for what in ("time", "memory"):
@@ -273,7 +275,7 @@ def _uses(result: Result, kind: Kind, place: str, base: str | None) -> list[tupl
     )
     return [
         (
-            "With pruning-adapter (`pip install pruning-adapter`), which chooses the class and loads only safetensors:",
+            "With the Python package pruning-adapter, which chooses the class and loads only safetensors:",
             ours,
         ),
         (

@@ -12,6 +12,8 @@ __all__ = ["without_home", "without_places"]
 HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\\s'\"]+|/root(?![\w.-])")
 OUTPUTS = ("--output-dir", "--figure")
 FILES = ("--train-file", "--validation-file", "--data-dir", "--latency-table")
+MODELS = ("--model", "--teacher")
+"""A name with one slash may be the Hub's."""
 PLACE = re.compile(r"(?:[A-Za-z]:[\\/]|[/~]|\.{1,2}[\\/]).*")
 
 
@@ -47,7 +49,8 @@ def without_places(command: str) -> str:
         else:
             value, start = word, ""
         if option not in OUTPUTS:
-            said.append(start + (_last_part(value) if option in FILES or PLACE.fullmatch(value) else value))
+            place = option in FILES or PLACE.fullmatch(value) or (option in MODELS and Path(value).is_dir())
+            said.append(start + (_last_part(value) if place else value))
         option = ""
     return shlex.join(said)
 

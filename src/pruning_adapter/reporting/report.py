@@ -312,6 +312,9 @@ def _head_map(pruning: Mapping[str, Any], scorer: str | None) -> dict[str, Any] 
         "kept": None if kept is None else sum(len(row) for row in kept),
         "heads": len(cells),
         "scorer": SCORERS.get(scorer or "", scorer),
+        "largest": {"block": ", the largest of each block 1", "model": ", the largest of all 1"}.get(
+            str(pruning.get("shown_within")), ""
+        ),
         "roles": without_home(list(pruning.get("rank_roles") or ())),
         "ranks": _rank_summary(ranks),
         "has_ranks": bool(ranks),

@@ -26,6 +26,7 @@ or rules; other settings need another file.
 
 import argparse
 import copy
+import hashlib
 import json
 import statistics
 import tempfile
@@ -123,6 +124,11 @@ def main() -> None:
                 start = time.monotonic()
                 before = cells.get((task, seed, of, what), {"rules": [], "rows": []})
                 found = {"task": task, "seed": seed, "of": of, "what": what, **screen.judge(of, what, rules)}
+                if before.get("dense", found["dense"]) != found["dense"]:
+                    raise SystemExit(
+                        f"{task}, seed {seed}, was screened by another training of the dense model, whose numbers are "
+                        "not to be compared with these: name another --output, or the --work-dir that holds that model"
+                    )
                 joined = {name: [*before[name], *found[name]] for name in ("rules", "rows")}
                 cells[task, seed, of, what] = found | joined
                 known = write(options, known, cells)
@@ -262,7 +268,8 @@ class Screen:
         return base.model
 
     def _trained(self) -> Any:
-        said = (model_name(self.options), self.task, len(self.train), self.options.epochs, self.options.bf16, self.seed)
+        recipe = hashlib.sha256(json.dumps(self.recipe.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+        said = (model_name(self.options), self.task, len(self.train), recipe, self.options.bf16, self.seed)
         folder = self.options.work_dir / "-".join(str(each).replace("/", "-") for each in said)
         if not folder.is_dir():
             base = load_base(self.options.model, label_names=self.data.label_names, seed=self.seed)

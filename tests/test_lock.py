@@ -69,6 +69,14 @@ def test_waiting_ends_when_the_other_lets_go(tmp_path: Path) -> None:
         lock_folder(tmp_path, wait=True).release()
 
 
+def test_waiting_for_what_can_be_no_folder_ends(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "file", tmp_path / "link", tmp_path / "link" / "run"):
+        with pytest.raises(OutputError, match=r"Cannot write into .*Name another folder"):
+            lock_folder(path, wait=True)
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

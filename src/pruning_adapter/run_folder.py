@@ -1,8 +1,8 @@
 """The folder of a run: which files each step writes and reads, and what may be written or replaced."""
 
 import logging
+import time
 from collections.abc import Collection
-from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -25,6 +25,8 @@ __all__ = [
 
 _LOGGER = logging.getLogger(__name__)
 LOCK = ".lock"
+MEETINGS = 100
+"""How often those who wait may find the folder gone before they give up."""
 SETTINGS = "settings.json"
 CARD = ("README.md", "pruning.png")
 
@@ -106,11 +108,16 @@ def lock_folder(folder: Path, *, wait: bool = False) -> BaseFileLock:
     """
     lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)
     try:
-        while not lock.is_locked:
-            folder.mkdir(parents=True, exist_ok=True)
-            # The one that is waited for may remove the folder.
-            with suppress(FileNotFoundError) if wait else nullcontext():
+        for left in reversed(range(MEETINGS if wait else 1)):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
+                break
+            except (FileNotFoundError, FileExistsError):
+                # The one that was waited for may just have removed the folder.
+                if not left:
+                    raise
+                time.sleep(0.01)
     except Timeout as error:
         raise OutputError(
             f"Another process works in {folder}. Wait until it has ended, or name another folder."

@@ -8,7 +8,6 @@ OUT/reproduction.md, report.html, importance-maps.svg
 
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from pruning_adapter.reproduce.tables import (
     step_table,
     time_to_accuracy_table,
 )
+from pruning_adapter.reproduce.work_folder import remove_shared
 from pruning_adapter.run_folder import check_links
 from pruning_adapter.settings import KEEP_RATIO, Settings
 from pruning_adapter.storage import read_json, write_json
@@ -81,9 +81,7 @@ def measure_beside(folder: Path, cells: Sequence[Cell], base: Settings) -> Itera
     for task in dict.fromkeys(cell.task for cell in cells):
         yield f"importance maps of {task}"
         measure_maps(folder, task, base)
-    with suppress(OSError):
-        # Not if it holds a cell that another call of this grid has begun.
-        (folder / "work").rmdir()
+    remove_shared(folder / "work")
 
 
 def write_study(folder: Path, cells: Sequence[Cell], base: Settings, *, command: str) -> Path:

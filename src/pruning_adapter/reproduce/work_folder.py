@@ -11,7 +11,7 @@ from typing import Any
 from pruning_adapter.errors import CheckpointError
 from pruning_adapter.run_folder import LOCK, lock_folder
 from pruning_adapter.settings import Settings
-from pruning_adapter.storage import read_json, take_away, write_json
+from pruning_adapter.storage import read_json, remove_leftovers, take_away, write_json
 from pruning_adapter.training.recipes import adjust_recipe
 
 __all__ = ["alike_of", "remove_shared", "work_in"]
@@ -66,11 +66,19 @@ def work_in(folder: Path, alike: str, *, keep: bool = False) -> Generator[None]:
 
 
 def remove_shared(work: Path) -> None:
-    """Remove what cells took from each other, unless one is at work or was interrupted: it may need it."""
-    if work.is_dir() and not any(path.is_dir() and path.name not in SHARED for path in work.iterdir()):
-        for name in SHARED:
-            # In one step, so that one that copies it meanwhile gets an error, not a part.
-            take_away(work / name)
+    """Remove what cells took from each other, unless one is at work or was interrupted: it may need it.
+
+    The folder goes too, if nothing else is in it.
+    """
+    # Hidden ones are on their way out.
+    if not work.is_dir() or {path.name for path in work.iterdir() if path.name[0] != "."} - set(SHARED):
+        return
+    for name in SHARED:
+        # In one step, so that one that copies it meanwhile gets an error, not a part.
+        take_away(work / name)
+    remove_leftovers(work, SHARED)
+    with suppress(OSError):
+        work.rmdir()
 
 
 def _began_alike(folder: Path, alike: str) -> bool:

@@ -3,12 +3,10 @@
 import faulthandler
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
 import traceback
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -24,14 +22,7 @@ PATIENCE = 120
 ATTEMPTS = 3
 """How often two processes are started that do not meet."""
 
-CRASHES = tuple(-number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE))
-"""Exit statuses of a process that native code has ended."""
-
 MET = "met"
-
-
-class _CrashError(AssertionError):
-    """A process died in native code."""
 
 
 class Failure(NamedTuple):
@@ -46,9 +37,6 @@ class Pair:
     """Starting two processes takes seconds, so that tests share them."""
 
     def __init__(self) -> None:
-        self._meet()
-
-    def _meet(self) -> None:
         # The port was free a moment ago: another program may take it before ours do.
         for _ in range(ATTEMPTS):
             self._start()
@@ -86,16 +74,6 @@ class Pair:
         return answers
 
     def _ask(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
-        try:
-            return self._ask_once(work, arguments)
-        except _CrashError as crash:
-            # Of gloo or PyTorch, for our own code is Python. Seen once in many runs of the suite, and never again: what
-            # crashes twice fails, and what crashes once is told.
-            warnings.warn(f"tried again: {crash}", stacklevel=3)
-            self._meet()
-            return self._ask_once(work, arguments)
-
-    def _ask_once(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
         for line in self._lines:
             line.send((work, arguments))
         answers: list[Any] = []
@@ -109,8 +87,7 @@ class Pair:
                 self._processes[rank].join()
                 status, said = self._processes[rank].exitcode, (self._said / str(rank)).read_text(errors="replace")
                 self.end()
-                kind = _CrashError if status in CRASHES else AssertionError
-                raise kind(f"process {rank} died in {work.__name__}, status {status}:\n{said}") from None
+                raise AssertionError(f"process {rank} died in {work.__name__}, status {status}:\n{said}") from None
         return answers
 
     def end(self) -> None:

@@ -17,6 +17,7 @@ from pruning_adapter.evaluation.result import Result
 from pruning_adapter.pipeline import PREDICTIONS, TRAINING, Run
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json
+from trainer_states import STATES, pack_states, unpack_states
 
 RELEASES = sorted(path for path in Path(__file__).parent.iterdir() if (path / "plan.json").is_file())
 
@@ -73,8 +74,16 @@ def test_settings_of_a_release_that_had_fewer_are_read(release: Path, tmp_path: 
 def run_of(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of a whole run that a release made, seen from where it was made."""
     shutil.copytree(release / "run", tmp_path / "run")
+    unpack_states(tmp_path / "run" / "out" / "start" / "checkpoint")
     monkeypatch.chdir(tmp_path / "run")
     return Path("out")
+
+
+def test_nothing_pickled_is_kept_and_what_the_trainer_pickled_comes_back(release: Path, run_of: Path) -> None:
+    kept = release / "run" / "out" / "start" / "checkpoint"
+    assert not [path for path in release.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
+    pack_states(run_of / "start" / "checkpoint")
+    assert (run_of / "start" / "checkpoint" / STATES).read_bytes() == (kept / STATES).read_bytes()
 
 
 def test_every_file_of_its_run_is_read(run_of: Path) -> None:

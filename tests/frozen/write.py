@@ -20,6 +20,7 @@ from pruning_adapter.pipeline import Run
 from pruning_adapter.settings import Settings
 from tiny import make_batch, make_model
 from tiny_encoder import make_texts, save_tiny_encoder
+from trainer_states import pack_states
 
 
 def write(folder: Path) -> None:
@@ -109,6 +110,7 @@ def write_run(folder: Path) -> None:
         run.sweep("macs").save(out / "sweep.json")
         run.train()
         run.evaluate(compare=False)
+        pack_states(out / "start" / "checkpoint")
         # It is made of the rest.
         shutil.rmtree(out / "merged")
 

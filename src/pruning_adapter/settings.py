@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from pruning_adapter.architectures.shapes import public_name
 from pruning_adapter.architectures.spec import Kind
 from pruning_adapter.errors import CheckpointError, DataError, ImportanceError, OutputError, PlanError, TrainingError
 from pruning_adapter.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    from pruning_adapter.training.recipes import Recipe
 
 __all__ = ["BUDGETS", "KEEP_RATIO", "RULES", "Scorer", "Settings"]
 
@@ -307,6 +310,13 @@ class Settings:
 
         value = getattr(self, name)
         return getattr(find_recipe(self.recipe), name) if value is None else value
+
+    @property
+    def followed(self) -> "Recipe":
+        """The recipe, with what was given in place of its own numbers."""
+        from pruning_adapter.training.recipes import adjust_recipe
+
+        return adjust_recipe(self.recipe, epochs=self.epochs, learning_rate=self.learning_rate)
 
     @property
     def ranks(self) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from pruning_adapter.training.distill import with_teacher
 from pruning_adapter.training.examples import Example, TaskData
 from pruning_adapter.training.files import load_files
 from pruning_adapter.training.padding_free import check_padding_free
-from pruning_adapter.training.recipes import Method, adjust_recipe
+from pruning_adapter.training.recipes import Method
 from pruning_adapter.training.spread import check_spread
 from pruning_adapter.training.tasks import load_glue
 from pruning_adapter.training.tokenize import count_truncated, sample_examples, tokenize
@@ -51,7 +51,7 @@ class Inputs:
         self.settings = settings
         self.folder = folder
         self.command = command
-        self.recipe = adjust_recipe(settings.recipe, epochs=settings.epochs, learning_rate=settings.learning_rate)
+        self.recipe = settings.followed
         check_accumulate(settings.accumulate, self.recipe)
         self.trackers = find_trackers(settings.report_to)
         check_spread(settings.method, self.prune_after)

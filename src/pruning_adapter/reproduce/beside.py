@@ -17,7 +17,7 @@ from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, write_json
 from pruning_adapter.surgery.prune import prune_
 from pruning_adapter.training.methods import apply_method
-from pruning_adapter.training.recipes import METHODS, Method, adjust_recipe
+from pruning_adapter.training.recipes import METHODS, Method
 from pruning_adapter.training.tokenize import sample_examples
 from pruning_adapter.training.trainer import make_collator
 
@@ -45,8 +45,8 @@ def measure_cost(folder: Path, recipe: str, task: str, base: Settings) -> dict[s
             if not path.exists():
                 write_json(path, _measure_cost(Run(settings, work), recipe, task))
     content = read_json(path, kind=COST)
-    now = adjust_recipe(settings.recipe, epochs=settings.epochs, learning_rate=settings.learning_rate).to_json()
-    if content.get("followed", now) != now:
+    followed = settings.followed.to_json()
+    if content.get("followed", followed) != followed:
         raise CheckpointError(
             f"{path} was measured by another recipe of the name {recipe!r}. Name another folder, or remove it to "
             "measure again."

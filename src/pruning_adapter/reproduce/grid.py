@@ -23,7 +23,6 @@ from pruning_adapter.reproduce.cells import Cell
 from pruning_adapter.reproduce.work_folder import alike_of, remove_shared, work_in
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, replace_folder, write_json
-from pruning_adapter.training.recipes import adjust_recipe
 
 __all__ = ["Done", "Progress", "check_recipes", "load_cells", "run_cells", "set_up_job"]
 
@@ -115,7 +114,7 @@ def check_recipes(cells: Sequence[Done], base: Settings) -> None:
     """
     for done in cells:
         settings, told = done.cell.settings(base), done.result["recipe"]
-        recipe = adjust_recipe(settings.recipe, epochs=settings.epochs, learning_rate=settings.learning_rate).to_json()
+        recipe = settings.followed.to_json()
         expected = {**recipe, "learning_rate": recipe["learning_rate"][settings.method]}
         prunes = settings.method == "prune-lora"
         expected["prune_after"] = settings.chosen("prune_after") if prunes else told.get("prune_after")

@@ -12,7 +12,6 @@ from pruning_adapter.errors import CheckpointError
 from pruning_adapter.run_folder import LOCK, lock_folder
 from pruning_adapter.settings import Settings
 from pruning_adapter.storage import read_json, remove_leftovers, take_away, write_json
-from pruning_adapter.training.recipes import adjust_recipe
 
 __all__ = ["alike_of", "remove_shared", "work_in"]
 
@@ -30,8 +29,7 @@ def alike_of(settings: Settings, *, until_start: bool = False, **more: Any) -> s
         until_start: only what decides the part of the training before units go.
         more: what decides too, for JSON.
     """
-    recipe = adjust_recipe(settings.recipe, epochs=settings.epochs, learning_rate=settings.learning_rate)
-    decides = [settings.of_start() if until_start else asdict(settings), recipe.to_json(), more]
+    decides = [settings.of_start() if until_start else asdict(settings), settings.followed.to_json(), more]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
